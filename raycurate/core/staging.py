@@ -1,0 +1,171 @@
+"""Resumable row streams: staging files that are their own checkpoint.
+
+A stage's rows travel with `_row_key`, a uint64 that the reader makes from source file and position. Each
+block that reaches the end of the pipeline becomes one Parquet file in `OUT/_staging/<key>/`, which appears
+under its name whole or not at all. The keys inside the files are therefore exactly what is committed: a
+second run reads that one column, hands it to the reader, and the reader skips those rows. No separate
+checkpoint can disagree with the data, no filter operator takes a CPU from the plan, and a row that two
+attempts both wrote is found (its key is there twice) and kept once by core/finalise.py.
+
+Ray Data has checkpointing of its own; it adds a filter actor (1 CPU, 1 GiB each) to every resumed plan,
+which two CPUs cannot hold beside an encoder, and writes the keys a second time.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.data.block import Block, BlockAccessor
+from ray.data.datasource import Datasink, WriteResult
+
+from raycurate.core import storage
+from raycurate.core.errors import RaycurateError
+from raycurate.core.manifest import STAGING
+
+if TYPE_CHECKING:
+    import ray
+    from ray.data._internal.execution.interfaces import TaskContext
+
+ROW_KEY = "_row_key"
+REJECT_REASON = "reject_reason"
+
+
+class TooManyRejectsError(RaycurateError):
+    """More rows were rejected than `max_rejects` allows."""
+
+
+def staging_folder(output: str, name: str) -> str:
+    """Where the rows of the run called `name` wait until the output is made whole."""
+    return storage.join(output, STAGING, name)
+
+
+class Written(NamedTuple):
+    """What one write task did: wall-clock times (seconds since the epoch) and rows."""
+
+    started: float
+    ended: float
+    rows: int
+
+
+def steady_rows_per_second(written: list[Written]) -> float:
+    """Rows a second from the end of the first write to the end of the last: start-up left out.
+
+    0.0 when there were too few writes to tell.
+    """
+    ordered = sorted(written, key=lambda w: w.ended)
+    seconds = ordered[-1].ended - ordered[0].ended if len(ordered) > 1 else 0.0
+    return sum(w.rows for w in ordered[1:]) / seconds if seconds > 0 else 0.0
+
+
+class StagingSink(Datasink[Written]):
+    """Writes each block as one staging file; counts rejects across the cluster when there is a limit.
+
+    Args:
+        folder: the staging folder of this run.
+        counter: actor that adds up rejects (`RejectCounter`), or None when any number is fine.
+    """
+
+    def __init__(self, folder: str, counter: ray.actor.ActorHandle | None = None, *, name: str = "Stage") -> None:
+        self.folder = folder
+        self.counter = counter
+        self.name = name
+        self.attempt = uuid.uuid4().hex[:8]
+        self.written: list[Written] = []
+
+    def get_name(self) -> str:
+        return self.name
+
+    def on_write_complete(self, write_result: WriteResult[Written]) -> None:
+        self.written = [w for w in write_result.write_returns if w.rows]
+
+    def write(self, blocks: Iterable[Block], ctx: TaskContext) -> Written:
+        """Write one file."""
+        started = time.time()
+        tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
+        tables = [table for table in tables if table.num_rows]
+        if not tables:
+            return Written(started, started, 0)
+        table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        # A retried write task has the same index, so it replaces its own file.
+        path = storage.join(self.folder, f"{self.attempt}-{ctx.task_idx:08d}.parquet")
+        with storage.open_output(path) as stream:
+            pq.write_table(table, stream, compression="zstd", write_statistics=[ROW_KEY])
+        self._count_rejects(table)
+        return Written(started, time.time(), table.num_rows)
+
+    def _count_rejects(self, table: pa.Table) -> None:
+        if self.counter is None or REJECT_REASON not in table.column_names:
+            return
+        rejects = table.num_rows - table[REJECT_REASON].null_count
+        if rejects:
+            import ray
+
+            ray.get(self.counter.add.remote(rejects))
+
+
+class RejectCounter:
+    """Ray actor that stops a run once too many rows have been rejected, over all attempts of the run."""
+
+    def __init__(self, limit: int, already: int) -> None:
+        self.limit = limit
+        self.total = already
+
+    def add(self, rejects: int) -> int:
+        """The total so far. Raises TooManyRejectsError past the limit."""
+        self.total += rejects
+        if self.total > self.limit:
+            raise TooManyRejectsError(
+                f"{self.total} rows were rejected, max_rejects is {self.limit}",
+                where="embed",
+                fix="Look at the reasons in the log, correct the input or raise max_rejects; "
+                "the finished rows are kept and are not done again",
+            )
+        return self.total
+
+
+def committed(folder: str) -> tuple[np.ndarray, int]:
+    """What earlier attempts have written to a staging folder.
+
+    Returns:
+        The sorted row keys (uint64, duplicates kept) and how many of these rows are rejects.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    if not storage.exists(folder):
+        return np.empty(0, np.uint64), 0
+
+    def read(path: str) -> tuple[np.ndarray, int]:
+        found, inner = storage.filesystem(path)
+        table = pq.read_table(inner, columns=[ROW_KEY, REJECT_REASON], filesystem=found)
+        return table[ROW_KEY].to_numpy(), table.num_rows - table[REJECT_REASON].null_count
+
+    paths = [entry.path for entry in storage.list_files(folder) if entry.path.endswith(".parquet")]
+    if not paths:
+        return np.empty(0, np.uint64), 0
+    with ThreadPoolExecutor(16) as pool:
+        parts = list(pool.map(read, paths))
+    return np.sort(np.concatenate([keys for keys, _ in parts])), sum(rejects for _, rejects in parts)
+
+
+def committed_ref(folder: str) -> tuple[Any, int, int]:
+    """`committed`, done by a Ray task so that the keys stay off the driver.
+
+    Returns:
+        (reference to the sorted keys in the object store, number of rows, number of rejects)
+    """
+    import ray
+
+    @ray.remote(num_cpus=0, num_returns=2, name="CommittedRows")
+    def load(path: str) -> tuple[np.ndarray, tuple[int, int]]:
+        keys, rejects = committed(path)
+        return keys, (len(keys), rejects)
+
+    keys_ref, sizes_ref = load.remote(folder)
+    rows, rejects = ray.get(sizes_ref)
+    return keys_ref, rows, rejects

@@ -1,0 +1,283 @@
+"""Paths: local, s3://, gs://, hf:// and whatever fsspec knows, behind pyarrow.fs.
+
+One rule keeps partial outputs from looking whole: a file appears under its name only when all its
+bytes are there. Locally that is a temporary file and a rename; on an object store a PUT is atomic.
+Folders are made whole by the manifest written last (core/manifest.py), never by a rename of the
+folder, which no object store can do atomically.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from raycurate.core.errors import ConfigError, InputError, MissingDependencyError, RaycurateError
+
+_TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file as a listing shows it: full path or URI, size in bytes, time of change in ns."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+def scheme_of(path: str) -> str:
+    """`s3` for s3://bucket/key, `file` for a local path."""
+    head, separator, _ = path.partition("://")
+    return head.lower() if separator else "file"
+
+
+def is_remote(path: str) -> bool:
+    return scheme_of(path) not in ("file", "local")
+
+
+def normalise(path: str | os.PathLike[str]) -> str:
+    """A local path made absolute (with ~ expanded), a URI as it is, neither with a trailing slash."""
+    text = os.fspath(path)
+    if is_remote(text):
+        return text.rstrip("/")
+    text = text.split("://", 1)[1] if "://" in text else text
+    return str(Path(text).expanduser().absolute())
+
+
+def join(base: str, *parts: str) -> str:
+    """`base` and `parts` with one slash between them; works for URIs and local paths alike."""
+    return posixpath.join(base.rstrip("/") or "/", *[p.strip("/") for p in parts])
+
+
+def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem that holds `path`, and the path as that filesystem names it.
+
+    Credentials and endpoints come from the environment as each cloud's own tools read them
+    (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN, ...).
+
+    Raises:
+        ConfigError: no filesystem is known for the scheme.
+        MissingDependencyError: the fsspec package for the scheme is not installed.
+    """
+    scheme = scheme_of(path)
+    if scheme in ("file", "local"):
+        return pafs.LocalFileSystem(), normalise(path)
+    if scheme == "s3":
+        return _s3(path)
+    if scheme in ("gs", "gcs"):
+        found, inner = pafs.FileSystem.from_uri("gs://" + path.split("://", 1)[1])
+        return found, inner
+    return _fsspec(scheme, path)
+
+
+def _s3(path: str) -> tuple[pafs.FileSystem, str]:
+    if "?" in path:  # options in the URI itself: endpoint_override, region, scheme
+        return pafs.FileSystem.from_uri(path)
+    options: dict[str, Any] = {}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        scheme, _, host = endpoint.rpartition("://")
+        options = {"endpoint_override": host, "scheme": scheme or "https"}
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region:
+        options["region"] = region
+    if os.environ.get("RAYCURATE_S3_ANONYMOUS") == "1":
+        options["anonymous"] = True
+    return pafs.S3FileSystem(**options), path.split("://", 1)[1]
+
+
+def _fsspec(scheme: str, path: str) -> tuple[pafs.FileSystem, str]:
+    import fsspec
+
+    inner = path.split("://", 1)[1]
+    if scheme == "hf" and not inner.startswith(("datasets/", "spaces/", "buckets/")):
+        # hf://org/dataset[@rev][/subdir] names a data set; the hub's filesystem wants its kind first.
+        inner = f"datasets/{inner}"
+    try:
+        found = fsspec.filesystem(scheme)
+    except ValueError as error:
+        raise ConfigError(
+            f"no filesystem is known for '{scheme}://'",
+            where=path,
+            fix="Use a local path, s3://, gs://, hf:// or a scheme that fsspec knows",
+        ) from error
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"'{scheme}://' paths need a package that is not installed ({error})", where=path
+        ) from error
+    return pafs.PyFileSystem(pafs.FSSpecHandler(found)), inner
+
+
+def exists(path: str) -> bool:
+    found, inner = filesystem(path)
+    return found.get_file_info(inner).type != pafs.FileType.NotFound
+
+
+def is_dir(path: str) -> bool:
+    found, inner = filesystem(path)
+    return found.get_file_info(inner).type == pafs.FileType.Directory
+
+
+def _full(path: str, inner_root: str, inner: str) -> str:
+    """The URI (or local path) of `inner`, which lies at or under `inner_root`, the inner form of `path`."""
+    if not is_remote(path):
+        return inner
+    base, _, query = path.partition("?")
+    if inner.startswith("/") and not inner_root.startswith("/"):  # fsspec's memory:// lists with a slash in front
+        inner = inner[1:]
+    prefix = base[: len(base) - len(inner_root)] if base.endswith(inner_root) else scheme_of(path) + "://"
+    return f"{prefix}{inner}" + (f"?{query}" if query else "")
+
+
+def _entry(path: str, inner_root: str, info: pafs.FileInfo) -> FileEntry:
+    return FileEntry(_full(path, inner_root, info.path), info.size or 0, info.mtime_ns or 0)
+
+
+def list_files(path: str, *, recursive: bool = True) -> list[FileEntry]:
+    """Files at or under `path`, sorted by path; temporary files of unfinished writes are left out.
+
+    `path` may be one file, a folder, or a glob: `*` and `[..]` within a name, `**` across folders and, in local
+    paths, `?` (in a URI that begins the options). A local file whose own name has such a mark is that file.
+
+    Raises:
+        InputError: nothing is there, or it cannot be listed.
+    """
+    if _is_glob(path):
+        return _glob(path)
+    found, inner = filesystem(path)
+    try:
+        info = found.get_file_info(inner)
+        if info.type == pafs.FileType.File:
+            return [_entry(path, inner, info)]
+        if info.type == pafs.FileType.NotFound:
+            raise InputError("there is no such file or folder", where=path)
+        infos = found.get_file_info(pafs.FileSelector(inner, recursive=recursive))
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"it cannot be listed ({error})", where=path) from error
+    files = [i for i in infos if i.type == pafs.FileType.File and _TEMPORARY not in i.base_name]
+    return sorted((_entry(path, inner, i) for i in files), key=lambda e: e.path)
+
+
+def _is_glob(path: str) -> bool:
+    if is_remote(path):
+        return any(mark in path.partition("?")[0] for mark in "*[")
+    return any(mark in path for mark in "*[?") and not os.path.exists(normalise(path))
+
+
+def _glob(pattern: str) -> list[FileEntry]:
+    pattern = normalise(pattern)
+    bare, _, query = pattern.partition("?") if is_remote(pattern) else (pattern, "", "")
+    options = f"?{query}" if query else ""
+    first = min(bare.find(mark) for mark in "*[?" if mark in bare)
+    base = (bare[:first].rpartition("/")[0] or "/") + options
+    if not exists(base):
+        raise InputError("no file matches", where=pattern)
+    wanted = re.compile(_glob_expression(bare) + re.escape(options))
+    matched = [e for e in list_files(base) if wanted.fullmatch(e.path)]
+    if not matched:
+        raise InputError("no file matches", where=pattern)
+    return matched
+
+
+def _glob_expression(pattern: str) -> str:
+    """The regular expression of a glob: `**/` is any number of whole folders, the other marks stay in one name."""
+    meanings = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]/]+\])", pattern)
+    marks = [
+        f"[{p[1:-1].replace('!', '^', 1) if p[1] == '!' else p[1:-1]}]" if p[:1] == "[" else p for p in parts[1::2]
+    ]
+    parts[1::2] = [meanings.get(m, m) for m in marks]
+    parts[0::2] = [re.escape(p) for p in parts[0::2]]
+    return "".join(parts)
+
+
+def make_dir(path: str) -> None:
+    found, inner = filesystem(path)
+    found.create_dir(inner, recursive=True)
+
+
+def delete(path: str) -> None:
+    """Delete a file or a whole folder; what is not there is no error."""
+    found, inner = filesystem(path)
+    kind = found.get_file_info(inner).type
+    if kind == pafs.FileType.Directory:
+        found.delete_dir(inner)
+    elif kind == pafs.FileType.File:
+        found.delete_file(inner)
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole file.
+
+    Raises:
+        InputError: it is not there or cannot be read.
+    """
+    found, inner = filesystem(path)
+    try:
+        with found.open_input_stream(inner, compression=None) as stream:
+            return stream.read()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"it cannot be read ({error})", where=path) from error
+
+
+def read_text(path: str) -> str:
+    return read_bytes(path).decode("utf-8")
+
+
+@contextmanager
+def open_output(path: str) -> Iterator[pa.NativeFile]:
+    """A binary stream whose bytes appear under `path` when the block ends without an error, else not at all.
+
+    Raises:
+        RaycurateError: the object store refuses it (no such bucket, no permission).
+    """
+    found, inner = filesystem(path)
+    parent = posixpath.dirname(inner)
+    if not isinstance(found, pafs.LocalFileSystem):
+        # An object is visible only once its upload completes; on an error there is nothing to complete.
+        buffer = pa.BufferOutputStream()
+        yield buffer
+        try:
+            if not isinstance(found, pafs.S3FileSystem):
+                found.create_dir(parent, recursive=True)
+            with found.open_output_stream(inner, compression=None) as stream:
+                stream.write(buffer.getvalue())
+        except (OSError, pa.ArrowException) as error:
+            raise RaycurateError(
+                f"it cannot be written ({error})", where=path, fix="Check that the bucket is there and open to writing"
+            ) from error
+        return
+    os.makedirs(parent, exist_ok=True)
+    temporary = f"{parent}/{_TEMPORARY}{uuid.uuid4().hex}-{posixpath.basename(inner)}"
+    try:
+        with found.open_output_stream(temporary, compression=None) as stream:
+            yield stream
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, inner)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    with open_output(path) as stream:
+        stream.write(data)
+
+
+def write_text(path: str, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))

@@ -1,0 +1,78 @@
+"""The sample corpus as a stage: made once, skipped when it is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raycurate.core import storage
+from raycurate.core.config import StageConfig, fingerprint, option
+from raycurate.core.errors import OutputExistsError
+from raycurate.core.manifest import Manifest, OutputFile, StageKey, is_done, package_versions, read_manifest, write_manifest
+
+ALGORITHM_VERSION = 1
+
+
+class SampleCorpusConfig(StageConfig):
+    """Which packages' documentation, and where to."""
+
+    output: str = option(..., "Folder or URI the corpus is written to.", operational=True)
+    packages: list[str] = option([], "Installed packages to read; by default a pinned list of our own dependencies.")
+    overwrite: bool = option(False, "Replace a corpus that is there already.", operational=True)
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """A sample corpus on disk."""
+
+    output: str
+    manifest: Manifest
+    skipped: bool
+
+    def summary(self) -> str:
+        counts = self.manifest.counts
+        return (
+            f"documents {counts['documents']:,}  bytes {counts['bytes']:,}  "
+            f"packages {counts['packages']}  fingerprint {self.manifest.settings['fingerprint']}\noutput {self.output}"
+        )
+
+
+def _key(config: SampleCorpusConfig) -> StageKey:
+    from raycurate.data.sample_corpus import PACKAGES
+
+    versions = package_versions(*(config.packages or PACKAGES))
+    return StageKey(
+        stage="sample-corpus",
+        algorithm_version=ALGORITHM_VERSION,
+        input_fingerprint=fingerprint(versions),
+        options=config.result_keys(),
+    )
+
+
+def run(config: SampleCorpusConfig) -> SampleResult:
+    """Write the sample corpus; see data/sample_corpus.py for what is in it."""
+    from raycurate.data.sample_corpus import build_sample_corpus
+
+    key = _key(config)
+    done = is_done(config.output, key, overwrite=config.overwrite)
+    if done is not None:
+        return SampleResult(config.output, done, skipped=True)
+    corpus = build_sample_corpus(config.output, config.packages or None)
+    [entry] = storage.list_files(corpus.path)
+    manifest = Manifest(
+        key=key,
+        files=[OutputFile(path="documents.jsonl", size=entry.size, rows=corpus.documents)],
+        counts={"documents": corpus.documents, "bytes": corpus.bytes, "packages": len(corpus.packages)},
+        settings={"fingerprint": corpus.fingerprint},
+        versions=package_versions("raycurate", *(config.packages or [])),
+    )
+    write_manifest(config.output, manifest)
+    return SampleResult(config.output, manifest, skipped=False)
+
+
+def state(config: SampleCorpusConfig) -> str:
+    """done, changed or not run."""
+    try:
+        return "done" if is_done(config.output, _key(config)) else "not run"
+    except OutputExistsError:
+        manifest = read_manifest(config.output)
+        return "changed: " + "; ".join(manifest.key.differences(_key(config))) if manifest else "not ours"

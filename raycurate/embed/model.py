@@ -1,0 +1,66 @@
+"""What the driver must know of a model before any actor exists: its contract, and what its engine reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from raycurate.embed.config import EmbedConfig
+
+if TYPE_CHECKING:
+    from raycurate.core.contract import EmbeddingContract
+
+_READS: dict[str, Literal["tokens", "text"]] = {
+    "transformers": "tokens",
+    "vllm": "tokens",
+    "sentence-transformers": "text",
+    "endpoint": "text",
+}
+
+
+def read_contract(config: EmbedConfig) -> EmbeddingContract:
+    """The contract under which `config` embeds; a checkpoint's is read from its files on the driver.
+
+    Endpoints and engines of the user's own (module:Class) are asked, in a Ray task, so that nothing heavy
+    is loaded into the driver.
+    """
+    from raycurate.core.contract import EmbeddingContract
+    from raycurate.encoders.base import contract_for, is_url
+    from raycurate.encoders.fetch import fetch_model
+
+    if is_url(config.model) or ":" in config.engine:
+        return EmbeddingContract.from_json(_in_task(_ask, config))
+    return contract_for(config, fetch_model(config))
+
+
+def _ask(config: EmbedConfig) -> str:
+    from raycurate.encoders.base import load_encoder
+
+    encoder = load_encoder(config)
+    try:
+        return encoder.contract.to_json()
+    finally:
+        encoder.close()
+
+
+def _in_task(function: Any, *arguments: Any) -> Any:
+    import ray
+
+    from raycurate.core.cluster import user_error
+
+    if not ray.is_initialized():
+        return function(*arguments)
+    try:
+        return ray.get(ray.remote(num_cpus=0, name="ReadContract")(function).remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        raise user_error(error) or error from None
+
+
+def reads(engine: str, config: EmbedConfig) -> Literal["tokens", "text"]:
+    """Whether the engine takes tokens (made by CPU tasks) or text."""
+    if engine == "sentence-transformers" and config.pretokenize is True:
+        return "tokens"
+    if engine in _READS:
+        return _READS[engine]
+    from raycurate.encoders.base import custom_engine
+
+    return custom_engine(engine).accepts

@@ -1,0 +1,300 @@
+"""The embed stage: documents -> embeddings, as a resumable Ray Data stream.
+
+    Documents -> Tokenise -> Encode (actor pool) -> Write (staging) ; then finalise
+
+Killed at any point and started again, it goes on from the staged rows; its output is whole when its
+manifest is there.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raycurate.core import storage
+from raycurate.core.cluster import user_error
+from raycurate.core.errors import InputError, OutputExistsError, RaycurateError
+from raycurate.core.finalise import Finalised, Layout, finalise
+from raycurate.core.manifest import (
+    STAGING,
+    Manifest,
+    StageKey,
+    is_done,
+    package_versions,
+    read_manifest,
+    write_manifest,
+)
+from raycurate.core.observe import get_logger
+from raycurate.core.staging import RejectCounter, StagingSink, TooManyRejectsError, committed_ref, staging_folder, steady_rows_per_second
+from raycurate.embed import operators
+from raycurate.embed.config import ALGORITHM_VERSION, EmbedConfig
+from raycurate.embed.plan import EmbedPlan, make_plan
+from raycurate.embed.preview import nearest_documents
+from raycurate.embed.transform import add_operators, fetch_on_every_node
+
+if TYPE_CHECKING:
+    from raycurate.core.contract import EmbeddingContract
+    from raycurate.data.documents import Listing
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class EmbedResult:
+    """A finished set of embeddings: where it lies and what its manifest says."""
+
+    output: str
+    manifest: Manifest
+    skipped: bool
+    neighbours: str = ""
+
+    def summary(self) -> str:
+        """The run in a few lines: documents, tokens, rejects by reason, rates, seconds by part."""
+        counts, timings = self.manifest.counts, self.manifest.timings
+        rejected = sum(self.manifest.rejects.values())
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.manifest.rejects.items()))
+        parts = ", ".join(f"{name} {timings.get(name, 0.0):.1f}" for name in ("read", "tokenise", "encode", "write"))
+        rows = counts["documents"] + rejected
+        share = (rows - counts["resumed_rows"]) / rows  # what this attempt did; the rest was staged before it
+        stream = timings["stream"]
+        lines = [
+            f"documents {counts['documents']:,}  tokens {counts['tokens']:,}  truncated {counts['truncated']:,}",
+            f"rejected  {rejected:,}" + (f"  ({reasons})" if reasons else ""),
+            f"worker seconds in {parts}",
+            f"wall {timings['wall']:.1f} s, {stream:.1f} s of it streaming"
+            + (f"; {counts['resumed_rows']:,} rows were there from an earlier attempt" if share < 1 else ""),
+            f"rate      {counts['documents'] * share / stream:,.1f} docs/s  {counts['tokens'] * share / stream:,.0f} tokens/s"
+            "  with the start of the actors",
+        ]
+        steady = timings["steady_rows_per_second"]
+        if steady:
+            lines.append(f"steady    {steady:,.1f} docs/s  {counts['tokens'] * steady / rows:,.0f} tokens/s")
+        return "\n".join([*lines, f"output {self.output}  ({len(self.manifest.files)} files)"]) + self.neighbours
+
+
+def stage_key(config: EmbedConfig, listing: Listing, contract: EmbeddingContract) -> StageKey:
+    """What decides the vectors: the input's listing, the options that affect them, and the model's identity."""
+    options = {**config.result_keys(), "contract": contract.fingerprint()}
+    return StageKey(
+        stage="embed", algorithm_version=ALGORITHM_VERSION, input_fingerprint=listing.fingerprint, options=options
+    )
+
+
+def plan_run(config: EmbedConfig) -> tuple[Listing, EmbedPlan, StageKey]:
+    """Everything that is checked before any work; needs a running Ray.
+
+    Raises:
+        RaycurateError: input, model, options or cluster cannot be used.
+    """
+    from raycurate.core.cluster import capacity
+    from raycurate.data.documents import list_documents
+    from raycurate.embed.model import read_contract
+
+    listing = list_documents(config)
+    contract = read_contract(config)
+    room = capacity()
+    plan = make_plan(config, contract, room)
+    report = plan.check(room)
+    log.info("embed: %d files, %.1f MB; %s", len(listing.files), listing.total_bytes / 1e6, plan.describe())
+    if report.waits_for_nodes:
+        log.info("embed: %s", report.waits_for_nodes)
+    return listing, plan, stage_key(config, listing, contract)
+
+
+def run(config: EmbedConfig) -> EmbedResult:
+    """Embed `config.input` into `config.output`; a finished output is left alone, a killed run goes on.
+
+    Raises:
+        RaycurateError: the input, the model, an option or the cluster cannot be used; too many rejects.
+    """
+    listing, plan, key = plan_run(config)
+    done = is_done(config.output, key, overwrite=config.overwrite)
+    if done is not None:
+        storage.delete(storage.join(config.output, STAGING))
+        log.info("embed: %s is done, nothing to do", config.output)
+        return EmbedResult(config.output, done, skipped=True, neighbours=nearest_documents(config))
+    # Vectors of one output come from one engine and dtype: another choice starts a staging folder of its own.
+    staging = staging_folder(config.output, f"{key.fingerprint()}-{plan.engine.split(':')[0]}-{plan.device}")
+    started = time.perf_counter()
+    fetch_on_every_node(plan)
+    attempt = _stream(plan, listing, staging)
+    streamed = time.perf_counter()
+    finished = finalise(staging, config.output, _layout(config, key))
+    if not finished.rows:
+        _nothing_embedded(config, finished)
+    attempt.finalise_seconds = time.perf_counter() - streamed
+    attempt.wall_seconds = time.perf_counter() - started
+    manifest = _manifest(plan, key, listing, finished, attempt)
+    _commit(config, manifest)
+    return EmbedResult(config.output, manifest, skipped=False, neighbours=nearest_documents(config))
+
+
+@dataclass
+class _Attempt:
+    """What this attempt did and took; earlier attempts' rows are in the staging files."""
+
+    resumed_rows: int = 0
+    stream_seconds: float = 0.0
+    write_seconds: float = 0.0
+    steady_rate: float = 0.0
+    finalise_seconds: float = 0.0
+    wall_seconds: float = 0.0
+
+
+def describe_plan(config: EmbedConfig) -> str:
+    """What a run would do on the cluster that is connected: input, engine, actors, whether it waits for nodes."""
+    from raycurate.core.cluster import capacity
+
+    listing, plan, key = plan_run(config)
+    lines = [
+        f"input    {len(listing.files):,} files, {listing.total_bytes:,} bytes",
+        f"model    dimension {plan.contract.dimension}, {plan.contract.max_length} tokens, pooling "
+        f"{plan.contract.pooling}, contract {plan.contract.fingerprint()}",
+        f"plan     {plan.describe()}",
+        *(f"operator {op.name}: {op.workers_min} x {op.num_cpus:g} CPU, {op.num_gpus:g} GPU" for op in plan.operators()),
+        f"state    {state(config)}  (key {key.fingerprint()})",
+    ]
+    waits = plan.check(capacity()).waits_for_nodes
+    return "\n".join([*lines, f"wait     {waits}"] if waits else lines)
+
+
+def state(config: EmbedConfig) -> str:
+    """One phrase for `raycurate info`: done, changed (and what), interrupted, not run, or what is in the way."""
+    from raycurate.data.documents import list_documents
+    from raycurate.embed.model import read_contract
+
+    try:
+        manifest = read_manifest(config.output)
+        if manifest is None:
+            staged = storage.join(config.output, STAGING)
+            return "interrupted; a new run goes on" if storage.exists(staged) else "not run"
+        key = stage_key(config, list_documents(config), read_contract(config))
+        is_done(config.output, key)
+        return f"done, {manifest.counts['documents']:,} documents"
+    except OutputExistsError:
+        assert manifest is not None
+        return "changed: " + "; ".join(manifest.key.differences(key) or ["files are missing"])
+    except RaycurateError as error:
+        return f"cannot run: {error}"
+
+
+def _stream(plan: EmbedPlan, listing: Listing, staging: str) -> _Attempt:
+    """Everything not yet staged goes through the operators into the staging folder."""
+    import ray
+
+    from raycurate.core.cluster import data_context
+    from raycurate.data.documents import read_documents
+
+    config = plan.config
+    done_keys, rows, rejects = committed_ref(staging)
+    if rows:
+        log.info("embed: going on after %d rows that an earlier attempt finished (%d of them rejects)", rows, rejects)
+    counter = None
+    if config.max_rejects is not None:
+        counter = ray.remote(num_cpus=0)(RejectCounter).remote(config.max_rejects, rejects)
+        ray.get(counter.add.remote(0))
+    options = config.model_copy(update={"block_bytes": plan.block_bytes})
+    dataset = read_documents(options, done_keys=done_keys if rows else None, listing=listing)
+    dataset = add_operators(dataset, plan)
+    data_context(dataset, block_bytes=4 * plan.block_bytes)
+    sink = StagingSink(staging, counter, name="Embeddings")
+    storage.make_dir(staging)
+    started = time.perf_counter()
+    try:
+        dataset.write_datasink(sink, ray_remote_args={"num_cpus": plan.task_cpus})
+    except Exception as error:
+        found = user_error(error)
+        raise found if found is not None else error from error
+    seconds = sum(w.ended - w.started for w in sink.written)
+    return _Attempt(rows, time.perf_counter() - started, seconds, steady_rows_per_second(sink.written))
+
+
+def _layout(config: EmbedConfig, key: StageKey) -> Layout:
+    columns = ["id", config.embedding_field, *config.metadata_fields]
+    if config.keep_text:
+        columns.append("text")
+    return Layout(
+        name=f"embeddings-{key.fingerprint()[:8]}",
+        columns=list(dict.fromkeys(columns)),
+        sums=operators.WORKING_SUMS,
+        unique_id="id",
+    )
+
+
+def _nothing_embedded(config: EmbedConfig, finished: Finalised) -> None:
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(finished.rejects.items())) or "no rows at all"
+    where = storage.join(config.output, "rejects")
+    raise InputError(
+        f"no document could be embedded ({reasons})",
+        where=str(config.input),
+        fix=f"The rejected rows are listed in {where}" if finished.rejects else "Give an input that holds documents",
+    )
+
+
+def _manifest(plan: EmbedPlan, key: StageKey, listing: Listing, finished: Finalised, attempt: _Attempt) -> Manifest:
+    sums = finished.sums
+    config = plan.config
+    timings = {
+        "read": sums.get(operators.SECONDS_READ, 0.0),
+        "tokenise": sums.get(operators.SECONDS_TOKENISE, 0.0),
+        "encode": sums.get(operators.SECONDS_ENCODE, 0.0),
+        "write": attempt.write_seconds,
+        "finalise": attempt.finalise_seconds,
+        "stream": attempt.stream_seconds,
+        "wall": attempt.wall_seconds,
+        "steady_rows_per_second": attempt.steady_rate,
+    }
+    settings = {**config.redacted(), "plan": plan.describe(), "input_bytes": listing.total_bytes}
+    return Manifest(
+        key=key,
+        inputs=[config.input] if isinstance(config.input, str) else list(config.input),
+        files=finished.files,
+        counts={
+            "documents": finished.rows,
+            "tokens": int(sums.get(operators.NUM_TOKENS, 0)),
+            "truncated": int(sums.get(operators.TRUNCATED, 0)),
+            "input_files": len(listing.files),
+            "resumed_rows": attempt.resumed_rows,
+        },
+        rejects=finished.rejects,
+        timings={name: round(value, 3) for name, value in timings.items()},
+        settings=settings,
+        contract=_contract_as_written(config.output, finished),
+        versions=package_versions("raycurate", "ray", "torch", "transformers", "sentence-transformers", "pyarrow"),
+    )
+
+
+def _contract_as_written(output: str, finished: Finalised) -> dict[str, Any]:
+    """The contract in the files themselves: the encoder actors put it there, engine and dtype as they were."""
+    import pyarrow.parquet as pq
+
+    from raycurate.core.contract import contract_from_schema
+
+    first = next(f.path for f in finished.files if f.path.endswith(".parquet"))
+    filesystem, inner = storage.filesystem(storage.join(output, first))
+    contract = contract_from_schema(pq.read_schema(inner, filesystem=filesystem))
+    assert contract is not None
+    return contract.model_dump(mode="json")
+
+
+def _commit(config: EmbedConfig, manifest: Manifest) -> None:
+    """Make the output whole; only then drop the staging files and, with overwrite, the files it replaces."""
+    old = read_manifest(config.output)
+    assert manifest.contract is not None
+    storage.write_text(storage.join(config.output, "contract.json"), _pretty(manifest.contract))
+    write_manifest(config.output, manifest)
+    kept = {f.path for f in manifest.files}
+    for replaced in old.files if old else []:
+        if replaced.path not in kept:
+            storage.delete(storage.join(config.output, replaced.path))
+    storage.delete(storage.join(config.output, STAGING))
+
+
+def _pretty(value: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+__all__ = ["EmbedResult", "TooManyRejectsError", "plan_run", "run", "stage_key"]

@@ -1,0 +1,130 @@
+"""`rc.embed`: the embed step as a function on a Ray Data data set, for pipelines of the user's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raycurate.core.errors import ConfigError
+from raycurate.embed.config import EmbedConfig
+from raycurate.embed.operators import SECONDS_READ, WORKING_SUMS, Encode, Tokenise
+from raycurate.embed.plan import EmbedPlan, make_plan
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+
+def fetch_on_every_node(plan: EmbedPlan) -> None:
+    """Bring the model to each live node once, before any actor asks for it.
+
+    Nodes that join later fetch it when their first actor starts; the hub's own lock makes that once a node too.
+    """
+    from raycurate.core.cluster import run_on_each_node
+    from raycurate.encoders.fetch import fetch_model
+
+    if plan.engine != "endpoint" and ":" not in plan.engine:  # a URL, or a class of the user's own
+        run_on_each_node(fetch_model, _engine_options(plan), gpu_only=False)
+
+
+def _engine_options(plan: EmbedPlan) -> EmbedConfig:
+    """The options an actor gets: engine and device as the plan has settled them."""
+    return plan.config.model_copy(update={"engine": plan.engine, "device": plan.device})
+
+
+def add_operators(dataset: Dataset, plan: EmbedPlan, *, text_field: str = "text", title_field: str = "title") -> Dataset:
+    """`dataset` with the tokenise and encode operators behind it; the fields are those of `read_documents`."""
+    from ray.data import ActorPoolStrategy
+
+    from raycurate.core.cluster import environment_versions
+    from raycurate.embed.model import reads
+
+    options = _engine_options(plan)
+    contract_json = plan.contract.to_json()
+    accepts = reads(plan.engine, options)
+    tokenise = Tokenise(options, contract_json, accepts, text_field, title_field, plan.config.keep_text)
+    remote_args = plan.config.actors.ray_remote_args()
+    remote_args.update(num_cpus=plan.cpus)
+    if plan.gpus:
+        remote_args["num_gpus"] = plan.gpus
+    return dataset.map_batches(
+        tokenise, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=plan.task_cpus
+    ).map_batches(
+        Encode,
+        fn_constructor_args=(options, contract_json),
+        fn_constructor_kwargs={
+            "threads": plan.threads,
+            "embedding_field": plan.config.embedding_field,
+            "output_dtype": plan.config.output_dtype,
+            "driver_versions": environment_versions(),
+        },
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ActorPoolStrategy(
+            min_size=plan.min_actors,
+            max_size=plan.max_actors,
+            max_tasks_in_flight_per_actor=4,
+            max_concurrent_calls_per_actor=2,
+            enable_true_multi_threading=True,
+        ),
+        **remote_args,
+    )
+
+
+def embed(dataset: Dataset, *, model: str, **options: Any) -> Dataset:
+    """Add an embedding to every row of a data set.
+
+    Lazy, like every Ray Data transformation. The data set needs a text column (`text_field`, default
+    "text") and may have a title column. Every row comes out: one whose text is null or blank has a null
+    vector and says why in `reject_reason`.
+
+    Args:
+        dataset: any `ray.data.Dataset`.
+        model: Hugging Face name, local folder, `python:PACKAGE`, or the URL of an OpenAI-compatible server.
+        options: any option of `raycurate embed` but those that name files (`raycurate embed --help`).
+
+    Returns:
+        The data set with the columns it had (the text only with `keep_text=True`, the default here), the
+        embedding column (fixed-size list of float32 or float16), `reject_reason` and `reject_detail`.
+
+    Raises:
+        ConfigError: an unknown or bad option, or a data set that cannot be resumed although its context
+            has a checkpoint.
+        CapacityError: no allowed size of the cluster can run it.
+    """
+    import ray
+
+    from raycurate.core.cluster import capacity
+    from raycurate.embed.model import read_contract
+
+    _refuse_unsafe_checkpoint(dataset)
+    values = {"keep_text": True, **options, "model": model, "input": "(data set)", "output": "(data set)"}
+    unusable = sorted({"input", "output", "overwrite", "max_rejects", "show_neighbours"} & options.keys())
+    if unusable:
+        raise ConfigError(f"{', '.join(unusable)} cannot be used on a data set in memory", where="rc.embed")
+    if not ray.is_initialized():
+        raise ConfigError("Ray is not running", where="rc.embed", fix="Call ray.init() first, as any Ray Data program does")
+    config = EmbedConfig.parse(values, where="rc.embed")
+    room = capacity()
+    plan = make_plan(config, read_contract(config), room)
+    plan.check(room)
+    fetch_on_every_node(plan)
+    embedded = add_operators(dataset, plan, text_field=config.text_field, title_field=config.title_field)
+    return embedded.drop_columns([c for c in WORKING_SUMS if c != SECONDS_READ])
+
+
+def _refuse_unsafe_checkpoint(dataset: Dataset) -> None:
+    """Ray Data filters finished rows right behind reads; other leaves would be written twice on resume."""
+    if dataset.context.checkpoint_config is None:
+        return
+    waiting = [dataset._logical_plan.dag]
+    while waiting:
+        operator = waiting.pop()
+        waiting += operator.input_dependencies
+        if not operator.input_dependencies and type(operator).__name__ not in ("Read", "ReadFiles", "ListFiles"):
+            raise ConfigError(
+                f"its context has a checkpoint, but it starts from '{operator.name}', not from a read: "
+                "on a second run its rows would be embedded and written again",
+                where="rc.embed",
+                fix="Start from ray.data.read_* or rc.read_documents, or unset dataset.context.checkpoint_config",
+            )
+

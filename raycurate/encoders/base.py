@@ -1,0 +1,203 @@
+"""The Encoder protocol and how one is chosen and loaded.
+
+An encoder turns rows into vectors in two steps: `prepare` (CPU work: lists to tensors, prompts) may run
+in another thread for the next chunk while `run` keeps the device busy with this one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+
+from raycurate.core.contract import EmbeddingContract
+from raycurate.core.errors import ConfigError
+from raycurate.encoders.options import EncoderOptions
+
+Vectors = np.ndarray | list[np.ndarray]
+
+_ENGINE_CLASSES = {
+    "transformers": ("raycurate.encoders.transformers", "TransformersEncoder"),
+    "sentence-transformers": ("raycurate.encoders.sentence_transformers", "SentenceTransformersEncoder"),
+    "vllm": ("raycurate.encoders.vllm", "VllmEncoder"),
+    "endpoint": ("raycurate.encoders.endpoint", "EndpointEncoder"),
+}
+_LARGE_DECODER = 500_000_000  # parameters from which vLLM's start-up is paid back
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token ids of n rows, ragged: row i is ids[offsets[i]:offsets[i + 1]].
+
+    ids: int32 [total]; offsets: int64 [n + 1], from 0 to total.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    @classmethod
+    def from_lists(cls, rows: Sequence[Sequence[int]]) -> TokenBatch:
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(r) for r in rows], out=offsets[1:])
+        flat = (i for row in rows for i in row)
+        return cls(np.fromiter(flat, np.int32, count=int(offsets[-1])), offsets)
+
+    @classmethod
+    def from_arrow(cls, column: pa.Array | pa.ChunkedArray) -> TokenBatch:
+        """From a list<int32> column without nulls; the ids are not copied (unless it has several chunks)."""
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+        if column.null_count:
+            raise ValueError(f"{column.null_count} rows of the token column are null")
+        offsets = column.offsets.to_numpy().astype(np.int64)
+        ids = column.values.to_numpy(zero_copy_only=True)[offsets[0] : offsets[-1]]
+        return cls(ids, offsets - offsets[0])
+
+    def to_arrow(self) -> pa.ListArray | pa.LargeListArray:
+        """As list<int32> over the same ids; large_list where the offsets need 64 bits."""
+        if self.offsets[-1] < 2**31:
+            return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.ids))
+        return pa.LargeListArray.from_arrays(pa.array(self.offsets), pa.array(self.ids))
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Rows to vectors, under one contract.
+
+    `prepare` is thread-safe and touches no device; `run` is called from one thread at a time and returns
+    float32 [n, dimension] in the order given, or for multi_vector a list of [tokens_i, dimension].
+    """
+
+    contract: EmbeddingContract
+    accepts: Literal["tokens", "text"]
+
+    def prepare(self, batch: TokenBatch | list[str]) -> Any: ...
+
+    def run(self, prepared: Any) -> Vectors: ...
+
+    def close(self) -> None: ...
+
+
+def encode(encoder: Encoder, batch: TokenBatch | list[str]) -> Vectors:
+    """prepare and run, one after the other."""
+    return encoder.run(encoder.prepare(batch))
+
+
+def contract_for(options: EncoderOptions, folder: str) -> EmbeddingContract:
+    """The contract of the model in `folder` as `options` alter it; an explicit prefix is the role's prompt."""
+    contract = EmbeddingContract.from_checkpoint(
+        folder, pooling=options.pooling, normalize=options.normalize, max_length=options.max_length
+    )
+    if options.prefix is None:
+        return contract
+    kept = {name: text for name, text in contract.prompts.items() if name != options.role}
+    if options.role == "document":  # its other names would be found when the prefix is empty
+        kept = {name: text for name, text in kept.items() if name not in ("passage", "corpus")}
+    prompts = kept | ({options.role: options.prefix} if options.prefix else {})
+    return contract.model_copy(update={"prompts": dict(sorted(prompts.items()))})
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """Installed versions of distributions, those that are there."""
+    found: dict[str, str] = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # not installed under this name: nothing to say about it
+    return found
+
+
+def is_url(model: str) -> bool:
+    return model.startswith(("http://", "https://"))
+
+
+def choose_engine(options: EncoderOptions, *, gpu: bool) -> tuple[str, str]:
+    """The engine that will run, and one sentence that says why."""
+    if options.engine != "auto":
+        return options.engine, f"engine={options.engine} was asked for."
+    if is_url(options.model):
+        return "endpoint", "The model is a URL."
+    if not gpu:
+        return "transformers", "There is no GPU."
+    if importlib.util.find_spec("vllm") is None:
+        return "transformers", "vLLM is not installed here."
+    if options.pooling == "weighted_mean" or options.trust_remote_code:
+        return "transformers", "weighted_mean pooling and remote code are its own."
+    from raycurate.encoders.fetch import fetch_model
+
+    decoder, parameters = _size(fetch_model(options))
+    if decoder and parameters >= _LARGE_DECODER:
+        return "vllm", f"The model is a decoder of about {parameters / 1e9:.1f} billion parameters and there is a GPU."
+    kind = "decoder" if decoder else "encoder"
+    return "transformers", f"The model is an {kind} of about {parameters / 1e6:.0f} million parameters."
+
+
+def _size(folder: str) -> tuple[bool, int]:
+    """Whether the model is a decoder by build, and about how many parameters its weight files hold."""
+    from raycurate.core.contract import attention_of, body_folder, read_config
+
+    body = body_folder(folder)
+    config = read_config(body)
+    as_built = {k: v for k, v in config.items() if k not in ("is_causal", "use_bidirectional_attention")}
+    as_built["model_type"] = str(config.get("model_type", "")).removesuffix("_bidirec")
+    files = [*Path(body).glob("*.safetensors")] or [*Path(body).glob("pytorch_model*.bin")]
+    width = 4 if (config.get("dtype") or config.get("torch_dtype") or "float32") == "float32" else 2
+    return attention_of(as_built) == "causal", sum(f.stat().st_size for f in files) // width
+
+
+def load_encoder(options: EncoderOptions, *, threads: int | None = None) -> Encoder:
+    """Load the model with the engine that `options` name or imply.
+
+    Args:
+        threads: CPU threads this process may use; None leaves the library's own choice.
+
+    Raises:
+        ConfigError: no such engine or class.
+        InputError, ContractError, MissingDependencyError: the model or the engine cannot be used.
+    """
+    engine = options.engine
+    if engine == "auto":
+        engine, _ = choose_engine(options, gpu=_has_gpu(options))
+    if engine not in _ENGINE_CLASSES:
+        return custom_engine(engine)(options)
+    module, name = _ENGINE_CLASSES[engine]
+    return getattr(importlib.import_module(module), name)(options, threads=threads)
+
+
+def _has_gpu(options: EncoderOptions) -> bool:
+    if options.device == "cpu" or is_url(options.model):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def custom_engine(engine: str) -> Any:
+    """The class that `engine` ("module:Class") names."""
+    module, _, name = engine.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"there is no such encoder class ({error})",
+            where=f"engine={engine}",
+            fix="Write module:Class with a module that can be imported where the encoder runs",
+        ) from error

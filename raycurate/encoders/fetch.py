@@ -1,0 +1,137 @@
+"""From a model's name to a local folder, on whatever machine the encoder runs.
+
+Safe when many processes of a node ask at once: the hub's client takes file locks, and what is copied from
+an object store appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from raycurate.core import storage
+from raycurate.core.config import fingerprint
+from raycurate.core.errors import ConfigError, InputError, MissingDependencyError, nearest, require
+from raycurate.encoders.options import EncoderOptions
+
+_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_ELSEWHERE = ["onnx/*", "openvino/*", "original/*", "gguf/*", "coreml/*", "consolidated*.safetensors"]
+
+
+def fetch_model(options: EncoderOptions) -> str:
+    """The local folder of `options.model`, downloaded if need be.
+
+    A folder is taken as it is; `python:MODULE` is what that module's `get_model_path()` returns; a URI of an
+    object store is copied to the cache; all else is a Hugging Face id. PyTorch pickles are fetched only
+    when there are no safetensors.
+
+    Raises:
+        InputError: there is no such model, it is gated, or it is not in the cache and the network is off.
+        MissingDependencyError: the Python package that carries the model is not installed.
+    """
+    model = options.model
+    if model.startswith("python:"):
+        return _from_package(model.removeprefix("python:"))
+    if storage.is_remote(model) and storage.scheme_of(model) != "hf":
+        return _from_storage(model, options.cache_dir)
+    model = model.removeprefix("hf://")
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return str(path.absolute())
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith("/"):
+        raise _no_such_folder(path)
+    return _from_hub(model, options)
+
+
+def _no_such_folder(path: Path) -> InputError:
+    if path.exists():
+        return InputError("this is a file; a model is a folder", where=str(path))
+    parent = path.absolute().parent
+    while not parent.is_dir():
+        parent = parent.parent
+    beside = sorted(p.name for p in parent.iterdir() if p.is_dir())
+    close = nearest(path.name, beside)
+    shown = f"Did you mean '{parent / close}'?" if close else f"Folders in {parent}: {', '.join(beside[:10]) or 'none'}"
+    return InputError("there is no such folder", where=str(path), fix=shown)
+
+
+def _from_package(module: str) -> str:
+    try:
+        found = importlib.import_module(module).get_model_path()
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the model's package cannot be imported ({error})",
+            where=f"python:{module}",
+            fix=f"Install it where the encoder runs: pip install {module.partition('.')[0].replace('_', '-')}",
+        ) from error
+    except AttributeError:
+        raise ConfigError("this module has no get_model_path()", where=f"python:{module}") from None
+    if not Path(found).is_dir():
+        raise InputError(f"get_model_path() names '{found}', which is no folder", where=f"python:{module}")
+    return str(found)
+
+
+def _from_storage(uri: str, cache_dir: str | None) -> str:
+    entries = storage.list_files(uri)
+    cache = Path(cache_dir or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
+    listing = [(e.path, e.size, e.mtime_ns) for e in entries]
+    folder = cache / "raycurate" / "models" / fingerprint(listing)
+    if folder.is_dir():
+        return str(folder)
+    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    try:
+        for entry in entries:
+            target = temporary / entry.path.removeprefix(uri.rstrip("/")).lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source, inner = storage.filesystem(entry.path)
+            with source.open_input_stream(inner, compression=None) as stream, target.open("wb") as out:
+                shutil.copyfileobj(stream, out, 16 * 2**20)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first, with the same files
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return str(folder)
+
+
+def _from_hub(model: str, options: EncoderOptions) -> str:
+    hub = require("huggingface_hub", "embed", purpose=f"Downloading the model '{model}'")
+    errors = importlib.import_module("huggingface_hub.errors")
+    patterns = [*_PATTERNS, "*.py"] if options.trust_remote_code else _PATTERNS
+
+    def snapshot(wanted: list[str]) -> str:
+        return hub.snapshot_download(
+            model,
+            revision=options.revision,
+            cache_dir=options.cache_dir,
+            token=options.token(),
+            local_files_only=options.local_files_only,
+            allow_patterns=wanted,
+            ignore_patterns=_ELSEWHERE,
+        )
+
+    try:
+        folder = snapshot(patterns)
+        if not any(Path(folder).rglob("*.safetensors")):
+            folder = snapshot([*patterns, "*.bin"])
+    except errors.GatedRepoError:
+        fix = f"Accept its terms at https://huggingface.co/{model}, then set hf_token or HF_TOKEN"
+        raise InputError("this model is gated and the token has no access to it", where=model, fix=fix) from None
+    except errors.RevisionNotFoundError:
+        raise InputError(f"this model has no revision '{options.revision}'", where=model) from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        fix = "Check the name; a private model needs hf_token or HF_TOKEN; a local folder must exist on this machine"
+        raise InputError("there is no such model on the hub, nor such a folder here", where=model, fix=fix) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        fix = "Download it once with the network on (local_files_only=false, HF_HUB_OFFLINE unset), or name a folder"
+        raise InputError(
+            f"this model is not in the cache and the hub was not reached ({error})", where=model, fix=fix
+        ) from None
+    except errors.HfHubHTTPError as error:
+        raise InputError(f"the hub refused it ({error})", where=model) from error
+    return folder

@@ -1,0 +1,123 @@
+"""The engine of sentence-transformers: its own tokenizing, prompts, modules and batching.
+
+Where the options ask for another pooling or normalisation than the checkpoint's, the loaded modules are
+changed to match the contract, so that the two never tell different stories.
+
+engine_kwargs: passed to AutoModel as model_kwargs (attn_implementation, ...).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from raycurate.core.errors import ConfigError, ContractError, InputError, require
+from raycurate.encoders.base import TokenBatch, Vectors, contract_for, versions_of
+from raycurate.encoders.devices import choose_batch_tokens, choose_device, choose_dtype, dtype_name
+from raycurate.encoders.fetch import fetch_model
+from raycurate.encoders.options import EncoderOptions
+
+_MODES = {"mean": "mean", "cls": "cls", "last": "lasttoken", "weighted_mean": "weightedmean"}
+
+
+@dataclass
+class Prepared:
+    texts: list[str]
+
+
+class SentenceTransformersEncoder:
+    """Text to vectors with SentenceTransformer.encode.
+
+    Raises (when made):
+        MissingDependencyError: the package is not installed.
+        ContractError: the library cannot load the model, or not as the contract wants it.
+    """
+
+    accepts: Literal["tokens", "text"] = "text"
+
+    def __init__(self, options: EncoderOptions, *, threads: int | None = None) -> None:
+        library = require("sentence_transformers", "embed", purpose="engine sentence-transformers")
+        import torch
+
+        if threads:
+            torch.set_num_threads(threads)
+        folder = fetch_model(options)
+        contract = contract_for(options, folder)
+        device = choose_device(options)
+        dtype = choose_dtype(options, device)
+        try:
+            model = library.SentenceTransformer(
+                folder,
+                device=str(device),
+                trust_remote_code=options.trust_remote_code,
+                model_kwargs={"dtype": dtype, **options.engine_kwargs},
+            )
+        except (ValueError, KeyError) as error:
+            raise ContractError(
+                f"sentence-transformers cannot load it ({error})", where=folder, fix="Use engine=transformers"
+            ) from error
+        self._model = _follow(model, contract.pooling, contract.normalize, library)
+        self._model.max_seq_length = contract.max_length
+        self._model.default_prompt_name = None  # the contract already says which prompt a role has
+        side = "left" if options.padding_side == "left" else "right"
+        if options.padding_side != "auto" or contract.pooling == "multi_vector":
+            self._model.tokenizer.padding_side = side
+        if contract.pooling == "multi_vector" and contract.modules:
+            raise ContractError("multi_vector with Dense heads is not for this engine", fix="Use engine=transformers")
+        self._prompt = contract.prompt_for(options.role)
+        tokens = choose_batch_tokens(options, device, dtype, packed=False)
+        self._batch_size = max(1, min(options.batch_size, tokens // contract.max_length))
+        self.contract = contract.with_provenance(
+            engine="sentence-transformers",
+            dtype=dtype_name(dtype),
+            padding_side=self._model.tokenizer.padding_side,
+            versions=versions_of("torch", "transformers", "sentence-transformers"),
+        )
+
+    def prepare(self, batch: TokenBatch | list[str]) -> Prepared:
+        if isinstance(batch, TokenBatch):
+            raise ConfigError("engine sentence-transformers takes text, not tokens", fix="Set pretokenize=false")
+        return Prepared(list(batch))
+
+    def run(self, prepared: Prepared) -> Vectors:
+        """Float32 [n, dimension], or a list of [tokens_i, dimension] for multi_vector."""
+        many = self.contract.pooling == "multi_vector"
+        if not prepared.texts:
+            return [] if many else np.empty((0, self.contract.dimension), np.float32)
+        found = self._model.encode(
+            prepared.texts,
+            prompt=self._prompt or None,
+            batch_size=self._batch_size,
+            show_progress_bar=False,
+            output_value="token_embeddings" if many else "sentence_embedding",
+            convert_to_numpy=not many,
+            normalize_embeddings=self.contract.normalize and not many,
+        )
+        if many:
+            from raycurate.encoders.pooling import normalize
+
+            rows = [row.float() for row in found]
+            rows = normalize(rows) if self.contract.normalize else rows  # type: ignore[assignment]
+            return [row.cpu().numpy() for row in rows]
+        vectors = np.asarray(found, np.float32)
+        if not np.isfinite(vectors).all():
+            raise InputError("a vector is not finite", fix="Try dtype=float32, and reject texts without tokens")
+        return vectors
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        del self._model
+
+
+def _follow(model: Any, pooling: str, normalize: bool, library: Any) -> Any:
+    """The model with the contract's pooling and normalisation in place of its own."""
+    kinds = [type(module).__name__ for module in model]
+    modules = [m for m, kind in zip(model, kinds, strict=True) if kind != "Normalize" or normalize]
+    for module in modules:
+        if type(module).__name__ == "Pooling" and pooling in _MODES:
+            module.pooling_mode = _MODES[pooling]
+    if len(modules) == len(kinds):
+        return model
+    return library.SentenceTransformer(modules=modules, device=str(model.device))

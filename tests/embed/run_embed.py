@@ -1,0 +1,17 @@
+"""A driver for tests that kill it: `python -m tests.embed.run_embed CPUS CONFIG_JSON`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from raycurate.core.cluster import connect
+from raycurate.core.observe import setup_logging
+from raycurate.embed.config import EmbedConfig
+from raycurate.embed.stage import run
+
+if __name__ == "__main__":
+    setup_logging(verbose=False)
+    connect("local", num_cpus=int(sys.argv[1]))
+    result = run(EmbedConfig.parse(json.loads(sys.argv[2]), where="test"))
+    print(result.summary(), flush=True)
