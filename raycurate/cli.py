@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=stage.help, add_help=False)
         command.add_argument("-h", "--help", action=_StageHelp, nargs=0, stage=name)
         _common(command)
-        command.add_argument("--dry-run", action="store_true", help="print the resolved options and the plan, run nothing")
+        command.add_argument(
+            "--dry-run", action="store_true", help="print the resolved options and the plan, run nothing"
+        )
         command.set_defaults(handler=_run_stage, stage=name)
     run = commands.add_parser("run", help="run the stages of a recipe in order, skipping what is done")
     _common(run, recipe_required=True)
@@ -139,10 +141,17 @@ def option_lines(model: Any) -> list[str]:
 def _type_name(annotation: Any) -> str:
     import re
 
-    text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
+    text = (
+        annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
+    )
     text = re.sub(r"typing\.|pydantic\.\w+\.|raycurate(\.\w+)+\.", "", text)
     text = re.sub(r"Literal\[([^]]*)\]", lambda m: m.group(1).replace("'", "").replace(", ", "|"), text)
-    return text.replace(" | ", "|").replace("NoneType", "None").replace("SecretStr", "secret").replace("ActorGroupOptions", "mapping")
+    return (
+        text.replace(" | ", "|")
+        .replace("NoneType", "None")
+        .replace("SecretStr", "secret")
+        .replace("ActorGroupOptions", "mapping")
+    )
 
 
 def _recipe(options: argparse.Namespace, stage: str | None = None) -> Any:

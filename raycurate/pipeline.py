@@ -133,7 +133,9 @@ def run(
     """
     stages = selected(recipe, first, last)
     if force is not None and stage_named(force) not in stages:
-        raise ConfigError(f"--force {force}: that stage is not among those to run ({', '.join(s.name for s in stages)})")
+        raise ConfigError(
+            f"--force {force}: that stage is not among those to run ({', '.join(s.name for s in stages)})"
+        )
     configs = [(stage, stage.config(recipe)) for stage in stages]
     forced = started = False
     for stage, config in configs:
@@ -169,6 +171,8 @@ def info(recipe: Recipe) -> str:
             (stage.name, source if isinstance(source, str) else ", ".join(source), config.output, stage.state(config))
         )
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows
+    ]
     shared = ", ".join(f"{key}={recipe.values[key]}" for key in SHARED_KEYS if key in recipe.values)
     return "\n".join([f"recipe {recipe.source}" + (f"  ({shared})" if shared else ""), *lines])

@@ -61,7 +61,11 @@ def sentence_transformers(task: dict[str, Any]) -> dict[str, Any]:
     vectors = model.encode(texts, batch_size=best, show_progress_bar=False)
     seconds = time.perf_counter() - started
     save(task["vectors"], vectors)
-    return {"steady_s": seconds, "total_s": seconds + ready - began, "note": f"batch size {best} of {task['batch_sizes']}"}
+    return {
+        "steady_s": seconds,
+        "total_s": seconds + ready - began,
+        "note": f"batch size {best} of {task['batch_sizes']}",
+    }
 
 
 def bare_engine(task: dict[str, Any]) -> dict[str, Any]:
@@ -229,9 +233,14 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ]
     for name in options.variants:
         variant = {**task, "options": VARIANTS[name]}
-        runs += [(f"bare engine {name}", "bare_engine", variant, name), (f"raycurate {name}", "raycurate_embed", variant, name)]
+        runs += [
+            (f"bare engine {name}", "bare_engine", variant, name),
+            (f"raycurate {name}", "raycurate_embed", variant, name),
+        ]
     if "bfloat16" in options.variants:
-        runs.append(("sentence-transformers bfloat16", "sentence_transformers", {**st_task, "dtype": "bfloat16"}, "bfloat16"))
+        runs.append(
+            ("sentence-transformers bfloat16", "sentence_transformers", {**st_task, "dtype": "bfloat16"}, "bfloat16")
+        )
     results: list[dict[str, Any]] = []
     reference = None
     tokens = 0
@@ -253,15 +262,23 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def table(results: list[dict[str, Any]], documents: int, tokens: int, options: argparse.Namespace) -> dict[str, Any]:
     """Print the comparison; returns it as the JSON that is written."""
     base = results[0]["steady_s"]
-    print(f"\n{documents:,} documents, {tokens:,} tokens, {options.model} on {options.device}, {os.cpu_count()} cores\n")
-    print(f"{'system':40} {'docs/s':>8} {'tokens/s':>9} {'with start':>10} {'ratio':>6} {'min cosine':>10} {'nDCG@10':>8}")
+    print(
+        f"\n{documents:,} documents, {tokens:,} tokens, {options.model} on {options.device}, {os.cpu_count()} cores\n"
+    )
+    print(
+        f"{'system':40} {'docs/s':>8} {'tokens/s':>9} {'with start':>10} {'ratio':>6} {'min cosine':>10} {'nDCG@10':>8}"
+    )
     for r in results:
         quality = f"{r['ndcg10']:.4f}" if "ndcg10" in r else ""
         print(
             f"{r['system']:40} {documents / r['steady_s']:8.1f} {tokens / r['steady_s']:9.0f} "
             f"{documents / r['total_s']:10.1f} {base / r['steady_s']:5.2f}x {r['cosine_min']:10.6f} {quality:>8}"
         )
-    machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine(), "device": options.device}
+    machine = {
+        "cores": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "device": options.device,
+    }
     return {"documents": documents, "tokens": tokens, "model": options.model, "machine": machine, "results": results}
 
 

@@ -74,7 +74,9 @@ class Layout:
     unique_id: str | None = None
 
 
-def finalise(staging: str, output: str, layout: Layout, *, progress: Callable[[int, int], None] | None = None) -> Finalised:
+def finalise(
+    staging: str, output: str, layout: Layout, *, progress: Callable[[int, int], None] | None = None
+) -> Finalised:
     """Rewrite the staged rows of `staging` as the finished files of `output` (its manifest is the caller's).
 
     A key that two attempts committed is kept once. Of rows that share an id, the first in input order is
@@ -193,9 +195,10 @@ def _rewrite(group: list[StagedFile], output: str, layout: Layout, number: int, 
     seen = _SeenKeys(group)
     name = f"{layout.name}-{number:05d}"
     data_path, rejects_path = f"{name}.parquet", f"rejects/{name}.jsonl"
-    with _LazyParquet(storage.join(output, data_path)) as data, _LazyText(
-        storage.join(output, rejects_path)
-    ) as rejects:
+    with (
+        _LazyParquet(storage.join(output, data_path)) as data,
+        _LazyText(storage.join(output, rejects_path)) as rejects,
+    ):
         for staged in group:
             filesystem, inner = storage.filesystem(staged.path)
             table = seen.drop(pq.read_table(inner, filesystem=filesystem))

@@ -130,7 +130,8 @@ class StageMetrics:
 
     At the endpoint: ray_raycurate_documents_total, ray_raycurate_tokens_total, ray_raycurate_rejects_total (tag
     `reason`), ray_raycurate_encode_seconds and ray_raycurate_batch_fill. They are made when first used, so the
-    object can be pickled into a worker; without a Ray in this process recording does nothing.
+    object can be pickled into a worker; without a Ray in this process recording does nothing. Ray passes a
+    histogram on by buckets, so its `_sum` is one of bucket middles: read quantiles from it, not exact means.
     """
 
     def __init__(self, stage: str, engine: str = "") -> None:

@@ -270,6 +270,8 @@ def read_documents(
     columns: Sequence[str] | None = None,
     done_keys: ray.ObjectRef | None = None,
     listing: Listing | None = None,
+    seconds_column: str | None = None,
+    num_cpus: float = 1.0,
     **options: Any,
 ) -> Dataset:
     """A lazy Ray Data data set with one row a document.
@@ -286,15 +288,13 @@ def read_documents(
             only paths are given and no `metadata_fields`, all that each file has.
         done_keys: a sorted uint64 array in the object store: `_row_key`s of rows to leave out.
         listing: a listing made before, so that it is not made twice.
+        seconds_column: name of a column that tells what reading took (data/datasource.py); none by default.
+        num_cpus: CPUs that a read task reserves.
 
     Raises:
         ConfigError: an unknown or bad option.
         InputError: no such input, or a Parquet corpus without the columns that were asked for.
     """
-    import ray.data
-
-    from raycurate.data.datasource import DocumentsDatasource
-
     if isinstance(options_or_paths, DocumentsOptions):
         given = {name: getattr(options_or_paths, name) for name in DocumentsOptions.model_fields} | options
         everything = False
@@ -306,4 +306,16 @@ def read_documents(
         columns = checked.metadata_fields
     listing = list_documents(checked) if listing is None else listing
     plan = make_plan(checked, columns, listing)
-    return ray.data.read_datasource(DocumentsDatasource(listing, plan, checked.files_per_partition, done_keys))
+
+    import ray.data
+
+    from raycurate.data.datasource import DocumentsDatasource
+
+    # Twice as many tasks as CPUs, so that the last ones to end do not leave the others idle for long.
+    wanted = int(2 * ray.cluster_resources().get("CPU", 4)) if ray.is_initialized() else 8
+    source = DocumentsDatasource(
+        listing, plan, checked.files_per_partition, done_keys, tasks=wanted, seconds_column=seconds_column
+    )
+    return ray.data.read_datasource(
+        source, override_num_blocks=source.num_tasks, ray_remote_args={"num_cpus": num_cpus}
+    )

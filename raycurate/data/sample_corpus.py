@@ -47,7 +47,17 @@ _SKIPPED_PREFIXES = (
     "transformers/models/",  # more than all the rest together, copied from one model to the next
 )
 _PRIVATE_MODULES_KEPT = {"numpy"}  # its public functions are defined in numpy/_core and numpy/lib/_*_impl.py
-_SKIPPED_NAMES = ("cmakelists", "license", "licence", "copying", "notice", "authors", "requirements", "third_party", "thirdparty")
+_SKIPPED_NAMES = (
+    "cmakelists",
+    "license",
+    "licence",
+    "copying",
+    "notice",
+    "authors",
+    "requirements",
+    "third_party",
+    "thirdparty",
+)
 _DOCUMENTATION = {".md", ".rst", ".txt"}
 
 

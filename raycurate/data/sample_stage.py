@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from raycurate.core import storage
 from raycurate.core.config import StageConfig, fingerprint, option
 from raycurate.core.errors import OutputExistsError
-from raycurate.core.manifest import Manifest, OutputFile, StageKey, is_done, package_versions, read_manifest, write_manifest
+from raycurate.core.manifest import (
+    Manifest,
+    OutputFile,
+    StageKey,
+    is_done,
+    package_versions,
+    read_manifest,
+    write_manifest,
+)
 
 ALGORITHM_VERSION = 1
 

@@ -54,7 +54,13 @@ class Tokenise:
     """
 
     def __init__(
-        self, options: EncoderOptions, contract_json: str, accepts: str, text_field: str, title_field: str, keep_text: bool
+        self,
+        options: EncoderOptions,
+        contract_json: str,
+        accepts: str,
+        text_field: str,
+        title_field: str,
+        keep_text: bool,
     ) -> None:
         self.options = options
         self.contract_json = contract_json
@@ -224,7 +230,9 @@ class Encode:
             for counted in table[REJECT_REASON].drop_null().value_counts().to_pylist()
         }
         fill = getattr(self.encoder, "batch_fill", None)
-        self.metrics.record(documents=documents, tokens=tokens, rejects=rejects, encode_seconds=seconds, batch_fill=fill)
+        self.metrics.record(
+            documents=documents, tokens=tokens, rejects=rejects, encode_seconds=seconds, batch_fill=fill
+        )
 
 
 def _present(good: np.ndarray, finite: np.ndarray) -> np.ndarray:

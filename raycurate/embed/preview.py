@@ -48,14 +48,18 @@ def _search(config: EmbedConfig, queries: list[str]) -> list[list[tuple[float, A
         if not listed.path.endswith(".parquet"):
             continue
         filesystem, inner = storage.filesystem(storage.join(config.output, listed.path))
-        for batch in pq.ParquetFile(inner, filesystem=filesystem).iter_batches(8192, columns=[label, config.embedding_field]):
+        for batch in pq.ParquetFile(inner, filesystem=filesystem).iter_batches(
+            8192, columns=[label, config.embedding_field]
+        ):
             labels = batch.column(label)
             column = batch.column(config.embedding_field)
             documents_ND = column.flatten().to_numpy().reshape(len(column), -1).astype(np.float32)
             scores_QN = vectors_QD @ documents_ND.T / np.linalg.norm(documents_ND, axis=1)
             for row, scores in enumerate(scores_QN):
                 top = np.argsort(-scores)[:SHOWN]
-                best[row] = sorted(best[row] + [(float(scores[i]), labels[int(i)].as_py()) for i in top], key=_score)[:SHOWN]
+                best[row] = sorted(best[row] + [(float(scores[i]), labels[int(i)].as_py()) for i in top], key=_score)[
+                    :SHOWN
+                ]
     encoder.close()
     return best
 

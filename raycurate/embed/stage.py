@@ -26,7 +26,14 @@ from raycurate.core.manifest import (
     write_manifest,
 )
 from raycurate.core.observe import get_logger
-from raycurate.core.staging import RejectCounter, StagingSink, TooManyRejectsError, committed_ref, staging_folder, steady_rows_per_second
+from raycurate.core.staging import (
+    RejectCounter,
+    StagingSink,
+    TooManyRejectsError,
+    committed_ref,
+    staging_folder,
+    steady_rows_per_second,
+)
 from raycurate.embed import operators
 from raycurate.embed.config import ALGORITHM_VERSION, EmbedConfig
 from raycurate.embed.plan import EmbedPlan, make_plan
@@ -97,6 +104,9 @@ def plan_run(config: EmbedConfig) -> tuple[Listing, EmbedPlan, StageKey]:
     plan = make_plan(config, contract, room)
     report = plan.check(room)
     log.info("embed: %d files, %.1f MB; %s", len(listing.files), listing.total_bytes / 1e6, plan.describe())
+    if listing.unsupported:
+        left = ", ".join(f"{n:,} {ext or '(no extension)'}" for ext, n in sorted(listing.unsupported.items()))
+        log.info("embed: left alone, of other kinds: %s (file_extensions names what is read)", left)
     if report.waits_for_nodes:
         log.info("embed: %s", report.waits_for_nodes)
     return listing, plan, stage_key(config, listing, contract)
@@ -152,7 +162,10 @@ def describe_plan(config: EmbedConfig) -> str:
         f"model    dimension {plan.contract.dimension}, {plan.contract.max_length} tokens, pooling "
         f"{plan.contract.pooling}, contract {plan.contract.fingerprint()}",
         f"plan     {plan.describe()}",
-        *(f"operator {op.name}: {op.workers_min} x {op.num_cpus:g} CPU, {op.num_gpus:g} GPU" for op in plan.operators()),
+        *(
+            f"operator {op.name}: {op.workers_min} x {op.num_cpus:g} CPU, {op.num_gpus:g} GPU"
+            for op in plan.operators()
+        ),
         f"state    {state(config)}  (key {key.fingerprint()})",
     ]
     waits = plan.check(capacity()).waits_for_nodes
@@ -195,7 +208,13 @@ def _stream(plan: EmbedPlan, listing: Listing, staging: str) -> _Attempt:
         counter = ray.remote(num_cpus=0)(RejectCounter).remote(config.max_rejects, rejects)
         ray.get(counter.add.remote(0))
     options = config.model_copy(update={"block_bytes": plan.block_bytes})
-    dataset = read_documents(options, done_keys=done_keys if rows else None, listing=listing)
+    dataset = read_documents(
+        options,
+        done_keys=done_keys if rows else None,
+        listing=listing,
+        seconds_column=operators.SECONDS_READ,
+        num_cpus=plan.task_cpus,
+    )
     dataset = add_operators(dataset, plan)
     data_context(dataset, block_bytes=4 * plan.block_bytes)
     sink = StagingSink(staging, counter, name="Embeddings")

@@ -30,7 +30,9 @@ def _engine_options(plan: EmbedPlan) -> EmbedConfig:
     return plan.config.model_copy(update={"engine": plan.engine, "device": plan.device})
 
 
-def add_operators(dataset: Dataset, plan: EmbedPlan, *, text_field: str = "text", title_field: str = "title") -> Dataset:
+def add_operators(
+    dataset: Dataset, plan: EmbedPlan, *, text_field: str = "text", title_field: str = "title"
+) -> Dataset:
     """`dataset` with the tokenise and encode operators behind it; the fields are those of `read_documents`."""
     from ray.data import ActorPoolStrategy
 
@@ -102,7 +104,9 @@ def embed(dataset: Dataset, *, model: str, **options: Any) -> Dataset:
     if unusable:
         raise ConfigError(f"{', '.join(unusable)} cannot be used on a data set in memory", where="rc.embed")
     if not ray.is_initialized():
-        raise ConfigError("Ray is not running", where="rc.embed", fix="Call ray.init() first, as any Ray Data program does")
+        raise ConfigError(
+            "Ray is not running", where="rc.embed", fix="Call ray.init() first, as any Ray Data program does"
+        )
     config = EmbedConfig.parse(values, where="rc.embed")
     room = capacity()
     plan = make_plan(config, read_contract(config), room)
@@ -127,4 +131,3 @@ def _refuse_unsafe_checkpoint(dataset: Dataset) -> None:
                 where="rc.embed",
                 fix="Start from ray.data.read_* or rc.read_documents, or unset dataset.context.checkpoint_config",
             )
-

@@ -6,6 +6,8 @@ with a warning; here it is an error, except for BERT's pooler, which no embeddin
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,31 @@ from raycurate.core.errors import ContractError
 
 _TEXT_ENCODERS = {"t5", "mt5", "umt5"}  # of these only the encoder half is used
 BIDIREC = "_bidirec"  # NVIDIA's llama_bidirec and kin: the stock model that attends both ways
+_NOT_STOCK = ("auto_map", "pooling", "temperature")
 
 
-def stock_overrides(config: dict[str, Any], contract: EmbeddingContract) -> dict[str, Any]:
-    """What must change in config.json so that a stock class attends as the contract says; {} if nothing."""
-    kind = str(config.get("model_type", ""))
-    if kind.endswith(BIDIREC):
-        stock = kind.removesuffix(BIDIREC)
-        return {"model_type": stock, "is_causal": False, "architectures": [f"{stock.capitalize()}Model"]}
-    if contract.attention == "bidirectional" and config.get("is_causal") is False:
-        return {"is_causal": False}
-    return {}
+def stock_mirror(folder: str) -> tempfile.TemporaryDirectory[str] | None:
+    """A folder of links to `folder` whose config.json names the stock model, for libraries that read it themselves.
+
+    None where config.json names one already. The caller keeps the object for as long as the folder is used.
+    """
+    config = Path(folder) / "config.json"
+    values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    kind = str(values.get("model_type", ""))
+    if not kind.endswith(BIDIREC):
+        return None
+    mirror = tempfile.TemporaryDirectory(prefix="raycurate-model-")
+    for entry in Path(folder).iterdir():
+        if entry.name != "config.json":
+            (Path(mirror.name) / entry.name).symlink_to(entry.resolve())
+    stock = {k: v for k, v in values.items() if k not in _NOT_STOCK} | _stock_names(kind)
+    (Path(mirror.name) / "config.json").write_text(json.dumps(stock), encoding="utf-8")
+    return mirror
+
+
+def _stock_names(kind: str) -> dict[str, Any]:
+    stock = kind.removesuffix(BIDIREC)
+    return {"model_type": stock, "is_causal": False, "architectures": [f"{stock.capitalize()}Model"]}
 
 
 def load_model(
@@ -50,9 +66,9 @@ def load_model(
 
     body = body_folder(folder)
     values = read_config(body)
-    changes = stock_overrides(values, contract)
-    if str(values.get("model_type", "")).endswith(BIDIREC):
-        kept = {k: v for k, v in values.items() if k not in ("auto_map", "pooling", "temperature")} | changes
+    kind = str(values.get("model_type", ""))
+    if kind.endswith(BIDIREC):
+        kept = {k: v for k, v in values.items() if k not in _NOT_STOCK} | _stock_names(kind)
         config = transformers.AutoConfig.for_model(kept.pop("model_type"), **kept)
     else:
         source = adapter_base(body) or body

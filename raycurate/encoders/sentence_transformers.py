@@ -17,6 +17,7 @@ from raycurate.core.errors import ConfigError, ContractError, InputError, requir
 from raycurate.encoders.base import TokenBatch, Vectors, contract_for, versions_of
 from raycurate.encoders.devices import choose_batch_tokens, choose_device, choose_dtype, dtype_name
 from raycurate.encoders.fetch import fetch_model
+from raycurate.encoders.loading import stock_mirror
 from raycurate.encoders.options import EncoderOptions
 
 _MODES = {"mean": "mean", "cls": "cls", "last": "lasttoken", "weighted_mean": "weightedmean"}
@@ -47,9 +48,10 @@ class SentenceTransformersEncoder:
         contract = contract_for(options, folder)
         device = choose_device(options)
         dtype = choose_dtype(options, device)
+        mirror = stock_mirror(folder)
         try:
             model = library.SentenceTransformer(
-                folder,
+                mirror.name if mirror else folder,
                 device=str(device),
                 trust_remote_code=options.trust_remote_code,
                 model_kwargs={"dtype": dtype, **options.engine_kwargs},
@@ -58,6 +60,9 @@ class SentenceTransformersEncoder:
             raise ContractError(
                 f"sentence-transformers cannot load it ({error})", where=folder, fix="Use engine=transformers"
             ) from error
+        finally:
+            if mirror:
+                mirror.cleanup()
         self._model = _follow(model, contract.pooling, contract.normalize, library)
         self._model.max_seq_length = contract.max_length
         self._model.default_prompt_name = None  # the contract already says which prompt a role has

@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raycurate.core.contract import EmbeddingContract, body_folder, read_config
+from raycurate.core.contract import EmbeddingContract, body_folder
 from raycurate.core.errors import ContractError, InputError, require
 from raycurate.encoders.base import TokenBatch, Vectors, contract_for, versions_of
 from raycurate.encoders.devices import choose_device, choose_dtype, dtype_name
 from raycurate.encoders.fetch import fetch_model
-from raycurate.encoders.loading import stock_overrides
+from raycurate.encoders.loading import stock_mirror
 from raycurate.encoders.options import EncoderOptions
 from raycurate.encoders.tokenize import Tokenizer
 
@@ -47,14 +47,14 @@ class VllmEncoder:
         device = choose_device(options)
         dtype = choose_dtype(options, device)
         body = body_folder(folder)
+        self._mirror = stock_mirror(body)  # vLLM reads config.json itself, in its own processes
         self._task = "embed" if contract.pooling in _POOLER else "token_embed"
         settings: dict[str, Any] = {
-            "model": body,
+            "model": self._mirror.name if self._mirror else body,
             "runner": "pooling",
             "dtype": dtype_name(dtype),
             "max_model_len": contract.max_length,
             "pooler_config": _pooler_config(contract, self._task),
-            "hf_overrides": stock_overrides(read_config(body), contract),
             "enable_prefix_caching": False,  # a cached prefix has no token states to pool
             "trust_remote_code": options.trust_remote_code,
             "disable_log_stats": True,
@@ -115,6 +115,8 @@ class VllmEncoder:
 
         del self._engine
         gc.collect()
+        if self._mirror:
+            self._mirror.cleanup()
 
 
 def _environment(threads: int | None) -> None:

@@ -25,7 +25,17 @@ def folder(tmp_path):
     root = tmp_path / "docs"
     (root / "sub" / ".git").mkdir(parents=True)
     (root / "rejects").mkdir()
-    for name in ("b.txt", "a.md", "README", "sub/c.jsonl", "sub/d.jsonl.gz", "sub/e.parquet", "x.pdf", "y.pdf", "z.html"):
+    for name in (
+        "b.txt",
+        "a.md",
+        "README",
+        "sub/c.jsonl",
+        "sub/d.jsonl.gz",
+        "sub/e.parquet",
+        "x.pdf",
+        "y.pdf",
+        "z.html",
+    ):
         (root / name).write_text("{}")
     for name in (".hidden.txt", "sub/.git/config.txt", "manifest.json", "contract.json", "_SUCCESS", "rejects/r.jsonl"):
         (root / name).write_text("{}")
@@ -157,10 +167,11 @@ def test_keys_and_ids_do_not_depend_on_how_many_tasks_read(tmp_path, local_ray):
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     options = DocumentsOptions(input=str(tmp_path))
     listing = list_documents(options)
-    source = DocumentsDatasource(listing, make_plan(options, [], listing))
     found = []
     for parallelism in (1, 2, 7):
-        tasks = source.get_read_tasks(parallelism)
+        source = DocumentsDatasource(listing, make_plan(options, [], listing), tasks=parallelism)
+        tasks = source.get_read_tasks(99)
+        assert len(tasks) == source.num_tasks
         blocks = [block for task in tasks for block in task()]
         table = pa.concat_tables(blocks)
         found.append((len(tasks), sorted(zip(table["_row_key"].to_pylist(), table["id"].to_pylist(), strict=True))))

@@ -29,7 +29,9 @@ def read(path, **options) -> list[dict]:
 @pytest.fixture
 def corpus(tmp_path):
     """1,000 rows in row groups of 100, each a few kilobytes."""
-    texts = [None if i % 97 == 0 else f"text {i} " + hashlib.sha256(str(i).encode()).hexdigest() * 20 for i in range(1000)]
+    texts = [
+        None if i % 97 == 0 else f"text {i} " + hashlib.sha256(str(i).encode()).hexdigest() * 20 for i in range(1000)
+    ]
     table = pa.table({"id": [f"d{i}" for i in range(1000)], "text": texts, "year": pa.array(range(1000), pa.int32())})
     pq.write_table(table, tmp_path / "x.parquet", row_group_size=100)
     return tmp_path / "x.parquet"
@@ -81,7 +83,9 @@ def test_what_is_no_parquet_is_a_reject_with_a_key_of_its_own(tmp_path):
     assert read(tmp_path, segment_bytes=500, done=np.array([r["_row_key"] for r in rows], np.uint64)) == []
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
 def test_all_sorts_of_strings_are_text(tmp_path, kind):
     values = ["one", "zwei größe", None, "one", " "]
     column = pa.array(values).cast(kind) if not pa.types.is_dictionary(kind) else pa.array(values).dictionary_encode()
@@ -106,7 +110,9 @@ def test_reject_reasons_of_strings(tmp_path):
 
 def test_ids_and_sources(tmp_path):
     path = tmp_path / "x.parquet"
-    table = pa.table({"_id": pa.array([5, None], pa.int64()), "text": ["a", "b"], "source": ["web", None], "title": ["", "T"]})
+    table = pa.table(
+        {"_id": pa.array([5, None], pa.int64()), "text": ["a", "b"], "source": ["web", None], "title": ["", "T"]}
+    )
     pq.write_table(table, path)
     first, second = read(path)
     assert (first["id"], first["source"], first["title"]) == ("5", "web", None)

@@ -16,7 +16,14 @@ from raycurate.data.reading import Lines, read_segments
 from raycurate.data.rows import BASE_NAMES, REJECT_REASONS, ReadPlan
 from raycurate.data.segments import choose_position_bits, cut
 
-UNICODE = ["ascii only", "größe naïve", "日本語のテキスト", "emoji 😀👩‍👩‍👧", "a\u2028b\u0085c\x0cd", "tab\tand \\n escaped\n"]
+UNICODE = [
+    "ascii only",
+    "größe naïve",
+    "日本語のテキスト",
+    "emoji 😀👩‍👩‍👧",
+    "a\u2028b\u0085c\x0cd",
+    "tab\tand \\n escaped\n",
+]
 
 
 def read(path, *, segment_bytes=1 << 24, done=None, shuffle=None, **plan) -> list[dict]:
@@ -166,7 +173,9 @@ def test_ids_come_from_the_users_field_or_from_the_position(tmp_path):
 
 
 def test_metadata_are_strings_and_only_those_asked_for(tmp_path):
-    line = json.dumps({"body": "x", "head": "T", "source": "web", "n": 1.5, "tags": ["ü"], "s": "s", "z": None}).encode()
+    line = json.dumps(
+        {"body": "x", "head": "T", "source": "web", "n": 1.5, "tags": ["ü"], "s": "s", "z": None}
+    ).encode()
     fields = {"text_field": "body", "title_field": "head"}
     row = one(tmp_path, line, columns=(("tags", pa.string()), ("n", pa.string()), ("absent", pa.string())), **fields)
     assert list(row) == [*BASE_NAMES, "tags", "n", "absent"]

@@ -34,7 +34,13 @@ def test_kind_follows_from_the_extension(path, extension, kind, compression):
 
 
 def test_segments_cover_each_divisible_file_once_and_leave_others_whole():
-    files = [entry("a.jsonl", 1000), entry("b.jsonl.gz", 5000), entry("c.parquet", 256), entry("d.txt", 900), entry("e.jsonl", 0)]
+    files = [
+        entry("a.jsonl", 1000),
+        entry("b.jsonl.gz", 5000),
+        entry("c.parquet", 256),
+        entry("d.txt", 900),
+        entry("e.jsonl", 0),
+    ]
     found = cut(files, 256)
     for index, file in enumerate(files):
         own = [s for s in found if s.file_index == index]

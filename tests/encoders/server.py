@@ -16,7 +16,7 @@ import numpy as np
 class Server(ThreadingHTTPServer):
     """`requests`: bodies that came. `spoil`: changes an answer's items. `failures`: (status, headers) given first."""
 
-    daemon_threads = True
+    daemon_threads = False  # closing waits for every handler, so that none outlives its test
 
     def __init__(self, embed: Callable[[list[str]], np.ndarray]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -35,7 +35,7 @@ class Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: Server
-    protocol_version = "HTTP/1.1"
+    protocol_version = "HTTP/1.0"  # one request a connection: a handler never waits for the next
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""

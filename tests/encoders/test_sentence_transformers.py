@@ -8,7 +8,7 @@ from raycurate.encoders.base import encode, load_encoder
 from raycurate.encoders.options import EncoderOptions
 from tests.conftest import SHARED_DATA
 from tests.encoders.parity import least_cosine, texts
-from tests.encoders.tiny import TEXTS, save_roberta
+from tests.encoders.tiny import TEXTS, save_llama, save_roberta
 
 ENGINES = ("transformers", "sentence-transformers")
 
@@ -75,3 +75,10 @@ def test_dense_heads_and_prompts_equal_the_library_itself(dense_model):
             assert abs(got - expected).max() < 1e-5, (role, engine)
     query, document = (vectors(dense_model, TEXTS, "transformers", role=r)[0] for r in ("query", "document"))
     assert abs(query - document).max() > 0.01  # the prompts matter
+
+
+@pytest.mark.parametrize("build", [{"causal": False}, {"model_type": "llama_bidirec"}, {}], ids=str)
+def test_decoders_attend_the_same_way(tmp_path, build):
+    folder = save_llama(tmp_path / "m", **build)
+    one, other = (vectors(folder, TEXTS, e, normalize=True)[0] for e in ENGINES)
+    assert least_cosine(one, other) >= 0.99999

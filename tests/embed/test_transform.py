@@ -1,0 +1,60 @@
+"""`rc.embed` in a Ray Data pipeline of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import raycurate as rc
+from raycurate.core.errors import ConfigError
+from tests.embed.hashing import hash_vector
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+ENGINE: dict[str, Any] = {"model": "hash", "engine": "tests.embed.hashing:HashEncoder"}
+
+
+def test_on_any_data_set(tmp_path: Path) -> None:
+    import ray
+
+    rows = [{"key": i, "body": None if i == 3 else f"word{i} word"} for i in range(40)]
+    dataset = rc.embed(ray.data.from_items(rows), text_field="body", **ENGINE)
+    dataset.write_parquet(str(tmp_path / "out"))
+    table = pq.read_table(tmp_path / "out")
+    assert set(table.column_names) == {"key", "body", "embeddings", "reject_reason", "reject_detail"}
+    got = dict(zip(table["key"].to_pylist(), table["embeddings"].to_pylist(), strict=True))
+    assert got[3] is None
+    np.testing.assert_array_equal(got[7], hash_vector("word7 word"))
+    assert table["reject_reason"].drop_null().to_pylist() == ["null_text"]
+
+
+def test_read_embed_write(tmp_path: Path) -> None:
+    """README's example."""
+    (tmp_path / "a.txt").write_text("first file")
+    (tmp_path / "b.md").write_text("second file")
+    documents = rc.read_documents(str(tmp_path))
+    rc.embed(documents, **ENGINE).write_parquet(str(tmp_path / "out"))
+    assert sorted(pq.read_table(tmp_path / "out")["text"].to_pylist()) == ["first file", "second file"]
+
+
+def test_checkpoint_on_what_is_not_a_read_is_refused(tmp_path: Path) -> None:
+    import ray
+    from ray.data.checkpoint import CheckpointConfig
+
+    dataset = ray.data.from_items([{"id": i, "text": "x"} for i in range(3)])
+    dataset.context.checkpoint_config = CheckpointConfig(id_column="id", checkpoint_path=str(tmp_path / "checkpoint"))
+    with pytest.raises(ConfigError, match="not from a read"):
+        rc.embed(dataset, **ENGINE)
+
+
+def test_options_of_files_and_unknown_ones_are_refused() -> None:
+    import ray
+
+    dataset = ray.data.from_items([{"text": "x"}])
+    with pytest.raises(ConfigError, match="output cannot be used"):
+        rc.embed(dataset, output="somewhere", **ENGINE)
+    with pytest.raises(ConfigError, match="did you mean 'embedding_field'"):
+        rc.embed(dataset, embeding_field="e", **ENGINE)
