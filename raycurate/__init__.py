@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from raycurate.core.contract import EmbeddingContract as EmbeddingContract
     from raycurate.core.errors import RaycurateError as RaycurateError
     from raycurate.data.documents import read_documents as read_documents
-    from raycurate.embed.transform import embed as embed  # type: ignore[assignment]
+    from raycurate.embed.transform import embed as embed
 
 __all__ = ["EmbeddingContract", "RaycurateError", "embed", "read_documents"]
 

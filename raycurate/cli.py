@@ -11,6 +11,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from raycurate.core.errors import RaycurateError
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (0 fine, 2 something the user can put right, 130 Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = _parser().parse_args(arguments)
+        options = _parse(arguments)
         return options.handler(options)
     except Exception as error:
         found = _user_error(error)
@@ -37,6 +38,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """The arguments, with key=value accepted before and after flags.
+
+    Raises:
+        ConfigError: a flag that does not exist, with how to write an option.
+    """
+    from raycurate.core.errors import ConfigError
+
+    options, rest = _parser().parse_known_args(arguments)
+    flags = [word for word in rest if word.startswith("-")]
+    if flags or (rest and not hasattr(options, "overrides")):
+        name = (flags or rest)[0].lstrip("-").partition("=")[0]
+        raise ConfigError(
+            f"unknown argument {(flags or rest)[0]}",
+            where="command line",
+            fix=f"Options are written key=value: {name.replace('-', '_')}=...",
+        )
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def _user_error(error: Exception) -> RaycurateError | None:
@@ -130,9 +153,8 @@ def option_lines(model: Any) -> list[str]:
     """The options of a stage's model, one paragraph each: name, type, default, description."""
     lines = []
     for name, info in model.model_fields.items():
-        default = "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)!r}"
-        if info.default_factory is not None:
-            default = "default {}"
+        value = {} if hasattr(info.default, "model_fields") else info.default
+        default = "required" if info.is_required() else f"default {value!r}"
         lines.append(f"  {name} ({_type_name(info.annotation)}; {default})")
         lines += textwrap.wrap(info.description or "", 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return lines
@@ -238,15 +260,19 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _submit(options: argparse.Namespace) -> int:
+    from raycurate.core.config import UnsetVariableError
     from raycurate.core.jobs import submit
-    from raycurate.pipeline import stage_named
+    from raycurate.pipeline import selected, stage_named
 
     stage = options.stage if options.stage == "run" else stage_named(options.stage).name
     recipe = _recipe(options, None if stage == "run" else stage)
+    for part in selected(recipe) if stage == "run" else [stage_named(stage)]:
+        with suppress(UnsetVariableError):  # set on the cluster, perhaps; the job will see
+            part.config(recipe)
     result = submit(
         stage,
         recipe,
-        address=options.address or os.environ.get("RAY_API_SERVER_ADDRESS"),
+        address=options.address,
         wait=not options.no_wait,
         python=options.python,
         shared_paths=options.shared_path,

@@ -141,12 +141,11 @@ def run(
     for stage, config in configs:
         forced = forced or stage.name == force
         if forced:
-            config = config.model_copy(update={"overwrite": True})
             _forget(config.output)
         if stage.needs_ray and not started:
             start_ray()
             started = True
-        yield stage, stage.run(config)
+        yield stage, stage.run(config.model_copy(update={"overwrite": True}) if forced else config)
 
 
 def _forget(output: str) -> None:

@@ -173,7 +173,9 @@ def retrieval(beir: str, options: dict[str, Any], model: str, device: str) -> fl
     for line in (folder / "qrels" / "test.tsv").read_text().splitlines()[1:]:
         query, document, score = line.split("\t")
         judged.setdefault(query, {})[document] = int(score)
-    settings = EncoderOptions(model=model, engine="transformers", device=device, **options)
+    settings = EncoderOptions.parse(
+        {**options, "model": model, "engine": "transformers", "device": device}, where="benchmark"
+    )
     encoder = load_encoder(settings, threads=os.cpu_count())
     tokenizer = Tokenizer(settings, encoder.contract)
     vectors = [
@@ -244,16 +246,16 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     reference = None
     tokens = 0
-    for label, system, job, variant in runs:
+    for label, system, job, name in runs:
         result = measure(system, job)
         vectors = np.load(task["vectors"])
         if reference is None:
             reference = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         tokens = result.get("tokens", tokens)
-        result |= {"system": label, "variant": variant, "cosine_min": float((unit * reference).sum(1).min())}
+        result |= {"system": label, "variant": name, "cosine_min": float((unit * reference).sum(1).min())}
         if options.beir and system == "bare_engine":
-            result["ndcg10"] = retrieval(options.beir, VARIANTS[variant], model, options.device)
+            result["ndcg10"] = retrieval(options.beir, VARIANTS[name], model, options.device)
         results.append(result)
         print(f"{label}: {options.documents / result['steady_s']:.1f} docs/s steady", file=sys.stderr, flush=True)
     return table(results, options.documents, tokens, options)

@@ -145,7 +145,7 @@ def _knock(target: str) -> None:
 
     Ray itself tries a wrong token twenty times, and a dead address for a minute before it ends the process.
     """
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
     from ray.exceptions import RayError
 
     host, colon, port = target.rpartition(":")
@@ -366,6 +366,13 @@ def run_on_each_node(fn: Callable[..., Any], *args: Any, gpu_only: bool = False)
     nodes = nodes_with(resources={"GPU": 1} if gpu_only else None)
     pinned = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
     return ray.get([remote.options(scheduling_strategy=p).remote(*args) for p in pinned])
+
+
+def remote_task(fn: Callable[..., Any], *, name: str, num_cpus: float, num_returns: int = 1) -> Any:
+    """`fn` as a Ray task that carries a readable name in the dashboard; call it with `.remote(...)`."""
+    import ray
+
+    return ray.remote(fn).options(name=name, num_cpus=num_cpus, num_returns=num_returns)
 
 
 def environment_versions() -> dict[str, str]:

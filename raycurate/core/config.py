@@ -30,6 +30,10 @@ _REFERENCE = re.compile(r"\$\{([^${}]+)\}")
 SHARED_KEYS = ("workdir", "model", "corpus", "seed")
 
 
+class UnsetVariableError(ConfigError):
+    """A recipe names an environment variable that is not set here; it may be where the recipe is going to."""
+
+
 def option(default: Any = ..., description: str = "", *, operational: bool = False, **checks: Any) -> Any:
     """A field of a stage's model.
 
@@ -250,7 +254,7 @@ def _look_up(name: str, root: Mapping[str, Any], where: str, opened: tuple[str, 
         variable, comma, default = name[4:].partition(",")
         found = os.environ.get(variable.strip())
         if found is None and not comma:
-            raise ConfigError(
+            raise UnsetVariableError(
                 f"environment variable {variable} is not set", where=where, fix="Set it, or write ${env:NAME,default}"
             )
         return found if found is not None else default.strip()

@@ -362,7 +362,7 @@ def attention_of(config: dict[str, Any]) -> str:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Any:
     if not path.is_file():
         return {}
     try:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycurate.core import storage
+from raycurate.core.cluster import remote_task
 from raycurate.core.manifest import OutputFile
 from raycurate.core.staging import REJECT_REASON, ROW_KEY
 
@@ -51,9 +52,10 @@ class Finalised:
     def add(self, other: Finalised) -> None:
         self.files += other.files
         self.rows += other.rows
-        for mine, theirs in ((self.rejects, other.rejects), (self.sums, other.sums)):
-            for name, value in theirs.items():
-                mine[name] = mine.get(name, 0) + value  # type: ignore[operator]
+        for reason, count in other.rejects.items():
+            self.rejects[reason] = self.rejects.get(reason, 0) + count
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def finalise(
     """
     import ray
 
-    scan = ray.remote(num_cpus=0, name="ScanStaging")(_scan)
+    scan = remote_task(_scan, name="ScanStaging", num_cpus=0)
     paths = [entry for entry in storage.list_files(staging) if entry.path.endswith(".parquet")]
     batches = [paths[i : i + 500] for i in range(0, len(paths), 500)]
     staged = sorted(
@@ -93,7 +95,7 @@ def finalise(
     )
     groups = list(_groups(staged))
     losers = _duplicates(staged, layout.unique_id)
-    rewrite = ray.remote(num_cpus=0.5, name="Finalise")(_rewrite)
+    rewrite = remote_task(_rewrite, name="Finalise", num_cpus=0.5)
     pending = [rewrite.remote(g, output, layout, number, losers) for number, g in enumerate(groups)]
     total = Finalised()
     results: dict[Any, Finalised] = {}
@@ -142,9 +144,9 @@ def _duplicates(staged: list[StagedFile], id_column: str | None) -> Any:
     if id_column is None or not staged:
         return ray.put(np.empty(0, np.uint64))
     partitions = max(1, sum(f.rows for f in staged) // _ROWS_PER_PARTITION + 1)
-    split = ray.remote(num_cpus=0.5, num_returns=partitions, name="HashIds")(_hash_ids)
-    merge = ray.remote(num_cpus=0.5, name="FindDuplicateIds")(_find_duplicates)
-    gather = ray.remote(num_cpus=0, name="GatherDuplicateIds")(_gather)
+    split = remote_task(_hash_ids, name="HashIds", num_cpus=0.5, num_returns=partitions)
+    merge = remote_task(_find_duplicates, name="FindDuplicateIds", num_cpus=0.5)
+    gather = remote_task(_gather, name="GatherDuplicateIds", num_cpus=0)
     batches = [staged[i : i + 100] for i in range(0, len(staged), 100)]
     parts = [split.remote([f.path for f in batch], id_column, partitions) for batch in batches]
     columns = [[part] for part in parts] if partitions == 1 else parts

@@ -161,11 +161,13 @@ def committed_ref(folder: str) -> tuple[Any, int, int]:
     """
     import ray
 
-    @ray.remote(num_cpus=0, num_returns=2, name="CommittedRows")
-    def load(path: str) -> tuple[np.ndarray, tuple[int, int]]:
-        keys, rejects = committed(path)
-        return keys, (len(keys), rejects)
+    from raycurate.core.cluster import remote_task
 
-    keys_ref, sizes_ref = load.remote(folder)
+    keys_ref, sizes_ref = remote_task(_load, name="CommittedRows", num_cpus=0, num_returns=2).remote(folder)
     rows, rejects = ray.get(sizes_ref)
     return keys_ref, rows, rejects
+
+
+def _load(folder: str) -> tuple[np.ndarray, tuple[int, int]]:
+    keys, rejects = committed(folder)
+    return keys, (len(keys), rejects)

@@ -316,6 +316,4 @@ def read_documents(
     source = DocumentsDatasource(
         listing, plan, checked.files_per_partition, done_keys, tasks=wanted, seconds_column=seconds_column
     )
-    return ray.data.read_datasource(
-        source, override_num_blocks=source.num_tasks, ray_remote_args={"num_cpus": num_cpus}
-    )
+    return ray.data.read_datasource(source, override_num_blocks=source.num_tasks, num_cpus=num_cpus)

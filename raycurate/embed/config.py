@@ -27,10 +27,11 @@ class EmbedConfig(EncoderOptions, DocumentsOptions):
     num_gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = option(
         "auto", "GPUs an encoder actor takes (fractions allowed); auto is 1 where there are GPUs.", operational=True
     )
-    actors: ActorGroupOptions = Field(
-        default_factory=ActorGroupOptions,
-        description="Placement and environment of the encoder actors: resources, accelerator_type, label_selector, runtime_env.",
-        json_schema_extra={"operational": True},
+    actors: ActorGroupOptions = option(
+        ActorGroupOptions(),
+        "Placement and environment of the encoder actors: num_cpus, resources, accelerator_type, label_selector, "
+        "runtime_env (uv, pip, py_executable, image_uri, env_vars).",
+        operational=True,
     )
     overwrite: bool = option(False, "Replace an output that is there already.", operational=True)
     max_rejects: int | None = option(

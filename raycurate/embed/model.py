@@ -45,12 +45,12 @@ def _ask(config: EmbedConfig) -> str:
 def _in_task(function: Any, *arguments: Any) -> Any:
     import ray
 
-    from raycurate.core.cluster import user_error
+    from raycurate.core.cluster import remote_task, user_error
 
     if not ray.is_initialized():
         return function(*arguments)
     try:
-        return ray.get(ray.remote(num_cpus=0, name="ReadContract")(function).remote(*arguments))
+        return ray.get(remote_task(function, name="ReadContract", num_cpus=0).remote(*arguments))
     except ray.exceptions.RayTaskError as error:
         raise user_error(error) or error from None
 

@@ -57,6 +57,7 @@ class Tokenise:
         self,
         options: EncoderOptions,
         contract_json: str,
+        *,
         accepts: str,
         text_field: str,
         title_field: str,

@@ -24,7 +24,9 @@ def nearest_documents(config: EmbedConfig) -> str:
         return ""
     import ray
 
-    task = ray.remote(num_cpus=0.5, name="Neighbours")(_search)
+    from raycurate.core.cluster import remote_task
+
+    task = remote_task(_search, name="Neighbours", num_cpus=0.5)
     found = ray.get(task.remote(config, list(config.show_neighbours)))
     lines = []
     for query, hits in zip(config.show_neighbours, found, strict=True):

@@ -71,8 +71,8 @@ class EmbedResult:
             f"worker seconds in {parts}",
             f"wall {timings['wall']:.1f} s, {stream:.1f} s of it streaming"
             + (f"; {counts['resumed_rows']:,} rows were there from an earlier attempt" if share < 1 else ""),
-            f"rate      {counts['documents'] * share / stream:,.1f} docs/s  {counts['tokens'] * share / stream:,.0f} tokens/s"
-            "  with the start of the actors",
+            f"rate      {counts['documents'] * share / stream:,.1f} docs/s  "
+            f"{counts['tokens'] * share / stream:,.0f} tokens/s  with the start of the actors",
         ]
         steady = timings["steady_rows_per_second"]
         if steady:
@@ -203,9 +203,9 @@ def _stream(plan: EmbedPlan, listing: Listing, staging: str) -> _Attempt:
     done_keys, rows, rejects = committed_ref(staging)
     if rows:
         log.info("embed: going on after %d rows that an earlier attempt finished (%d of them rejects)", rows, rejects)
-    counter = None
+    counter: Any = None
     if config.max_rejects is not None:
-        counter = ray.remote(num_cpus=0)(RejectCounter).remote(config.max_rejects, rejects)
+        counter = ray.remote(RejectCounter).options(num_cpus=0).remote(config.max_rejects, rejects)
         ray.get(counter.add.remote(0))
     options = config.model_copy(update={"block_bytes": plan.block_bytes})
     dataset = read_documents(

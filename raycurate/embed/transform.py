@@ -42,7 +42,14 @@ def add_operators(
     options = _engine_options(plan)
     contract_json = plan.contract.to_json()
     accepts = reads(plan.engine, options)
-    tokenise = Tokenise(options, contract_json, accepts, text_field, title_field, plan.config.keep_text)
+    tokenise = Tokenise(
+        options,
+        contract_json,
+        accepts=accepts,
+        text_field=text_field,
+        title_field=title_field,
+        keep_text=plan.config.keep_text,
+    )
     remote_args = plan.config.actors.ray_remote_args()
     remote_args.update(num_cpus=plan.cpus)
     if plan.gpus:

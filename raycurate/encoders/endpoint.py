@@ -76,7 +76,7 @@ class EndpointEncoder:
         self._prefix = self._prefix_of(served)
         self._pool = ThreadPoolExecutor(max(1, int(kwargs.get("concurrency", 8))), thread_name_prefix="endpoint")
         self.contract = self._contract(served)
-        self._clip = _clipper(kwargs.get("tokenizer"), options, self.contract) if kwargs.get("tokenizer") else None
+        self._clip = _clipper(kwargs["tokenizer"], options, self.contract) if kwargs.get("tokenizer") else None
 
     def prepare(self, batch: TokenBatch | list[str]) -> list[str]:
         """The texts as they are sent; safe in any thread."""

@@ -101,11 +101,15 @@ def packed_attention(
         torch.set_float32_matmul_precision("highest")
     try:
         for start, count, length in layout.groups:
-            parts = [t[0, :, start : start + count * length].unflatten(1, (count, length)).transpose(0, 1)
-                     for t in (query, key, value)]  # fmt: skip
+            q, k, v = (
+                t[0, :, start : start + count * length].unflatten(1, (count, length)).transpose(0, 1)
+                for t in (query, key, value)
+            )
             mask = _window_mask(length, sliding_window, layout.causal)
             attended = functional.scaled_dot_product_attention(
-                *parts,
+                q,
+                k,
+                v,
                 attn_mask=mask,
                 scale=scaling,
                 is_causal=layout.causal and mask is None,
@@ -130,6 +134,7 @@ def _window_mask(length: int, window: int | None, causal: bool) -> Tensor | None
 def _varlen(qkv: tuple[Tensor, ...], scaling: float | None, window: int | None, layout: Layout) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    assert layout.boundaries is not None  # Layout.of makes them on CUDA
     reach = -1 if window is None else window - 1
     q, k, v = (t[0].transpose(0, 1).contiguous() for t in qkv)
     return varlen_attn(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ class TransformersEncoder:
         self.device = choose_device(options)
         self.dtype = choose_dtype(options, self.device)
         implementation = attention if attention in ("sdpa", "eager", "flash_attention_2") else None
-        self._model = load_model(
+        self._model: Any = load_model(
             folder,
             contract,
             dtype=self.dtype,
@@ -160,7 +160,7 @@ class TransformersEncoder:
                     return self._run_many(prepared)
                 out = torch.empty(prepared.count, self.contract.dimension, device=self.device)
                 for micro in prepared.batches:
-                    out[micro.rows.to(self.device, non_blocking=True)] = self._finish(self._forward(micro))
+                    out[micro.rows.to(self.device, non_blocking=True)] = self._finish(self._forward(micro))  # type: ignore[arg-type]
                 vectors = out.cpu().numpy()
         except torch.cuda.OutOfMemoryError as error:
             fix = "Set a smaller batch_tokens, or bfloat16"
@@ -198,11 +198,10 @@ class TransformersEncoder:
             ids = np.concatenate([batch[row] for row in rows]).astype(np.int64)[None]
             places = positions(lengths, self._offset)[None]
             return MicroBatch(self._send(rows), lengths, self._send(ids), self._send(places), None)
-        ids, mask = pad([batch[row] for row in rows], self._pad, left=left)
+        padded, mask = pad([batch[row] for row in rows], self._pad, left=left)
         # Right-padded, the model's own positions are right; left-padded, they would count the padding.
-        places = np.clip(mask.cumsum(1) - 1, 0, None) + self._offset if left else None
-        sent = None if places is None else self._send(places)
-        return MicroBatch(self._send(rows), lengths, self._send(ids), sent, self._send(mask))
+        sent = self._send(np.clip(mask.cumsum(1) - 1, 0, None) + self._offset) if left else None
+        return MicroBatch(self._send(rows), lengths, self._send(padded), sent, self._send(mask))
 
     def _send(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
@@ -263,6 +262,7 @@ class TransformersEncoder:
         register()
         with torch.inference_mode(), matmul_precision("highest"):
             padded = self._micro_batch(batch, rows, packed=False, left=False)
+            assert padded.mask is not None  # padded batches have one
             expected = self._hidden(padded)[padded.mask.to(self.device) != 0]
             try:
                 self._model.set_attn_implementation(NAME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 
 from raycurate.core.cluster import connect
@@ -14,4 +15,5 @@ if __name__ == "__main__":
     setup_logging(verbose=False)
     connect("local", num_cpus=int(sys.argv[1]))
     result = run(EmbedConfig.parse(json.loads(sys.argv[2]), where="test"))
+    print(f"driver peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")
     print(result.summary(), flush=True)
