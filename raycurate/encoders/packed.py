@@ -137,12 +137,14 @@ def _varlen(qkv: tuple[Tensor, ...], scaling: float | None, window: int | None, 
     assert layout.boundaries is not None  # Layout.of makes them on CUDA
     reach = -1 if window is None else window - 1
     q, k, v = (t[0].transpose(0, 1).contiguous() for t in qkv)
-    return varlen_attn(
+    out = varlen_attn(
         q, k, v, layout.boundaries, layout.boundaries, layout.longest, layout.longest,
         scale=scaling,
         window_size=(reach, 0 if layout.causal else reach),
         enable_gqa=q.shape[1] != k.shape[1],
-    )[None]  # fmt: skip
+    )  # fmt: skip
+    assert isinstance(out, Tensor)  # a pair only when return_aux asks for more
+    return out[None]
 
 
 def position_offset(model: torch.nn.Module) -> int:
