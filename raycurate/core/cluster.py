@@ -233,7 +233,9 @@ class ActorGroupOptions(BaseModel):
     num_cpus: float | None = Field(default=None, ge=0, description="CPUs of one worker")
     num_gpus: float | None = Field(default=None, ge=0, description="GPUs of one worker")
     resources: dict[str, float] = Field(default_factory=dict, description="custom resources of one worker")
-    accelerator_type: str | None = Field(default=None, description="kind of accelerator, as Ray names it (H100, L4, ...)")
+    accelerator_type: str | None = Field(
+        default=None, description="kind of accelerator, as Ray names it (H100, L4, ...)"
+    )
     label_selector: dict[str, str] = Field(default_factory=dict, description="labels the worker's node must have")
     runtime_env: dict[str, Any] = Field(
         default_factory=dict, description=f"Ray environment: {', '.join(_RUNTIME_ENV_KEYS)}"

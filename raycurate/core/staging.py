@@ -53,14 +53,17 @@ class Written(NamedTuple):
     rows: int
 
 
-def steady_rows_per_second(written: list[Written]) -> float:
-    """Rows a second from the end of the first write to the end of the last: start-up left out.
+def steady_rows_per_second(written: list[Written], *, parallel: int) -> float:
+    """Rows a second once all workers are at work: from the end of write number `parallel` to that of the last.
 
-    0.0 when there were too few writes to tell.
+    The first `parallel` blocks were worked on before that moment, one by each worker, so their rows do not
+    count. 0.0 when there were too few writes to tell.
     """
     ordered = sorted(written, key=lambda w: w.ended)
-    seconds = ordered[-1].ended - ordered[0].ended if len(ordered) > 1 else 0.0
-    return sum(w.rows for w in ordered[1:]) / seconds if seconds > 0 else 0.0
+    if len(ordered) <= 2 * parallel:
+        return 0.0
+    seconds = ordered[-1].ended - ordered[parallel - 1].ended
+    return sum(w.rows for w in ordered[parallel:]) / seconds if seconds > 0 else 0.0
 
 
 class StagingSink(Datasink[Written]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raycurate.embed.config import EmbedConfig
@@ -53,6 +54,18 @@ def _in_task(function: Any, *arguments: Any) -> Any:
         return ray.get(remote_task(function, name="ReadContract", num_cpus=0).remote(*arguments))
     except ray.exceptions.RayTaskError as error:
         raise user_error(error) or error from None
+
+
+def weights_bytes(config: EmbedConfig) -> int:
+    """Size of the model's weight files; 0 where they are not ours to see (endpoints, classes of the user's own)."""
+    from raycurate.encoders.base import is_url
+    from raycurate.encoders.fetch import fetch_model
+
+    if is_url(config.model) or ":" in config.engine:
+        return 0
+    folder = Path(fetch_model(config))
+    found = [*folder.rglob("*.safetensors")] or [*folder.rglob("pytorch_model*.bin")]
+    return sum(file.stat().st_size for file in found)
 
 
 def reads(engine: str, config: EmbedConfig) -> Literal["tokens", "text"]:

@@ -14,9 +14,10 @@ from raycurate.core.contract import EmbeddingContract
 from raycurate.embed.config import EmbedConfig
 from raycurate.encoders.base import choose_engine
 
-CPU_BLOCK_BYTES = 128 * 1024
+CPU_BLOCK_BYTES = 192 * 1024
 GPU_BLOCK_BYTES = 2 * 1024 * 1024
-_CORES_PER_ACTOR = 4
+_ACTOR_BYTES = 1 << 30  # an actor's memory beside its weights: interpreter, torch, a micro-batch
+_ACTORS_SHARE = 0.5  # of a node's memory
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class EmbedPlan:
     threads: int
     task_cpus: float
     block_bytes: int
+
+    @property
+    def tasks_in_flight(self) -> int:
+        """Blocks given to an actor at once: on a CPU the one it works on and the next, so that no actor sits
+        on blocks that another could take; on a GPU, where a block is short, four."""
+        return 4 if self.gpus else 2
 
     @property
     def device(self) -> str:
@@ -68,8 +75,14 @@ class EmbedPlan:
         return f"engine {self.engine} ({self.reason}); {actors} actor{'s' if actors != '1' else ''}, {share} each"
 
 
-def make_plan(config: EmbedConfig, contract: EmbeddingContract, capacity: Capacity) -> EmbedPlan:
-    """Lay out an embed run. Values given by the user are taken as they are."""
+def make_plan(
+    config: EmbedConfig, contract: EmbeddingContract, capacity: Capacity, weights_bytes: int = 0
+) -> EmbedPlan:
+    """Lay out an embed run. Values given by the user are taken as they are.
+
+    Args:
+        weights_bytes: size of the model's weight files, of which every CPU actor holds a copy; 0 if unknown.
+    """
     gpu_possible = capacity.largest.get("GPU", 0.0) > 0
     wants_gpu = config.device == "cuda" or (config.device == "auto" and gpu_possible and config.num_gpus != 0)
     engine, reason = choose_engine(config, gpu=wants_gpu)
@@ -82,7 +95,7 @@ def make_plan(config: EmbedConfig, contract: EmbeddingContract, capacity: Capaci
         low = max(1, int(capacity.live.get("GPU", 0.0) / gpus))
         high = max(low, int(capacity.largest.get("GPU", 0.0) / gpus))
     else:
-        low = high = _cpu_actors(capacity)
+        low = _cpu_actors(capacity, weights_bytes)
         high = max(low, int(capacity.largest.get("CPU", 0.0) // max(1.0, capacity.live.get("CPU", 0.0) / low)))
     low, high = _asked(config, low, high)
     node_cpus = max(1.0, capacity.largest_node.get("CPU", 1.0))
@@ -110,9 +123,18 @@ def _asked(config: EmbedConfig, low: int, high: int) -> tuple[int, int]:
     return low, high
 
 
-def _cpu_actors(capacity: Capacity) -> int:
-    """One actor for every four cores: enough to keep them busy, few enough that weights are not copied often."""
-    return max(1, int(capacity.live.get("CPU", 0.0) // _CORES_PER_ACTOR))
+def _cpu_actors(capacity: Capacity, weights_bytes: int) -> int:
+    """One actor a core while their weights fit half of each node's memory; fewer, with more threads, else.
+
+    Actors of one thread keep the cores busier than threads of one actor do: they do not wait for each other
+    at every operator, and another process that takes a core stalls one of them only.
+    """
+    actors = 0
+    for node in capacity.nodes:
+        cores = int(node.resources.get("CPU", 0.0))
+        room = node.resources.get("memory", 0.0) * _ACTORS_SHARE
+        actors += min(cores, max(1, int(room // (_ACTOR_BYTES + 2 * weights_bytes)))) if cores else 0
+    return max(1, actors)
 
 
 def _cpu_share(config: EmbedConfig, capacity: Capacity, actors: int, gpus: float) -> tuple[int, float]:

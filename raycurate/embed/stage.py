@@ -96,12 +96,12 @@ def plan_run(config: EmbedConfig) -> tuple[Listing, EmbedPlan, StageKey]:
     """
     from raycurate.core.cluster import capacity
     from raycurate.data.documents import list_documents
-    from raycurate.embed.model import read_contract
+    from raycurate.embed.model import read_contract, weights_bytes
 
     listing = list_documents(config)
     contract = read_contract(config)
     room = capacity()
-    plan = make_plan(config, contract, room)
+    plan = make_plan(config, contract, room, weights_bytes(config))
     report = plan.check(room)
     log.info("embed: %d files, %.1f MB; %s", len(listing.files), listing.total_bytes / 1e6, plan.describe())
     if listing.unsupported:
@@ -226,7 +226,9 @@ def _stream(plan: EmbedPlan, listing: Listing, staging: str) -> _Attempt:
         found = user_error(error)
         raise found if found is not None else error from error
     seconds = sum(w.ended - w.started for w in sink.written)
-    return _Attempt(rows, time.perf_counter() - started, seconds, steady_rows_per_second(sink.written))
+    return _Attempt(
+        rows, time.perf_counter() - started, seconds, steady_rows_per_second(sink.written, parallel=plan.max_actors)
+    )
 
 
 def _layout(config: EmbedConfig, key: StageKey) -> Layout:

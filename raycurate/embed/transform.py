@@ -71,7 +71,7 @@ def add_operators(
         compute=ActorPoolStrategy(
             min_size=plan.min_actors,
             max_size=plan.max_actors,
-            max_tasks_in_flight_per_actor=4,
+            max_tasks_in_flight_per_actor=plan.tasks_in_flight,
             max_concurrent_calls_per_actor=2,
             enable_true_multi_threading=True,
         ),
@@ -103,7 +103,7 @@ def embed(dataset: Dataset, *, model: str, **options: Any) -> Dataset:
     import ray
 
     from raycurate.core.cluster import capacity
-    from raycurate.embed.model import read_contract
+    from raycurate.embed.model import read_contract, weights_bytes
 
     _refuse_unsafe_checkpoint(dataset)
     values = {"keep_text": True, **options, "model": model, "input": "(data set)", "output": "(data set)"}
@@ -116,7 +116,7 @@ def embed(dataset: Dataset, *, model: str, **options: Any) -> Dataset:
         )
     config = EmbedConfig.parse(values, where="rc.embed")
     room = capacity()
-    plan = make_plan(config, read_contract(config), room)
+    plan = make_plan(config, read_contract(config), room, weights_bytes(config))
     plan.check(room)
     fetch_on_every_node(plan)
     embedded = add_operators(dataset, plan, text_field=config.text_field, title_field=config.title_field)
