@@ -152,7 +152,7 @@ def choose_engine(options: EncoderOptions, *, gpu: bool) -> tuple[str, str]:
 
 def _size(folder: str) -> tuple[bool, int]:
     """Whether the model is a decoder by build, and about how many parameters its weight files hold."""
-    from raycurate.core.contract import attention_of, body_folder, read_config
+    from raycurate.core.checkpoint import attention_of, body_folder, read_config
 
     body = body_folder(folder)
     config = read_config(body)

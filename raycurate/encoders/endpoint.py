@@ -257,7 +257,7 @@ def _clipper(model: str, options: EncoderOptions, contract: EmbeddingContract) -
     """A function that cuts texts to max_length tokens, special ones included, where the last token ends."""
     from transformers import AutoTokenizer
 
-    from raycurate.core.contract import body_folder
+    from raycurate.core.checkpoint import body_folder
     from raycurate.encoders.fetch import fetch_model
 
     folder = body_folder(fetch_model(options.model_copy(update={"model": model, "revision": None})))

@@ -13,13 +13,8 @@ from typing import Any
 
 import torch
 
-from raycurate.core.contract import (
-    EmbeddingContract,
-    adapter_base,
-    body_folder,
-    dense_folders,
-    read_config,
-)
+from raycurate.core.checkpoint import adapter_base, body_folder, dense_folders, read_config
+from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import ContractError
 
 _TEXT_ENCODERS = {"t5", "mt5", "umt5"}  # of these only the encoder half is used

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from raycurate.core.contract import EmbeddingContract, body_folder, lowercases
+from raycurate.core.checkpoint import body_folder, lowercases
+from raycurate.core.contract import EmbeddingContract
 from raycurate.encoders.base import TokenBatch
 from raycurate.encoders.fetch import fetch_model
 from raycurate.encoders.options import EncoderOptions

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raycurate.core.contract import EmbeddingContract, body_folder
+from raycurate.core.checkpoint import body_folder
+from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import ContractError, InputError, require
 from raycurate.encoders.base import TokenBatch, Vectors, contract_for, versions_of
 from raycurate.encoders.devices import choose_device, choose_dtype, dtype_name
