@@ -5,7 +5,8 @@
 Same documents, same model, same machine, one after the other, each in a process of its own. Rows:
 
   sentence-transformers   `encode` on the list of texts, with the best of its batch sizes (found on a sample)
-  bare engine             the engine alone, in one process, on tokens made beforehand and sorted by length: the ceiling
+  bare engine             the engine alone, one process a core, on tokens made beforehand and sorted by length:
+                          the ceiling
   raycurate               `raycurate embed`, from the JSONL files to the finished Parquet folder
 
 "steady" leaves start-up out (process, imports, model, actors; for raycurate the time to the first block
@@ -69,22 +70,49 @@ def sentence_transformers(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def bare_engine(task: dict[str, Any]) -> dict[str, Any]:
-    """The engine on tokens that are there already, sorted by length by the engine itself."""
+    """The engine on tokens that are there already, sorted by length: one process a core on a CPU, one on CUDA.
+
+    Each process holds every n-th document; they start together, and the slowest one's time counts.
+    """
+    import multiprocessing
+
+    import numpy as np
+
     began = time.perf_counter()
+    count = (os.cpu_count() or 1) if task["device"] == "cpu" else 1
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(count), context.Queue()
+    workers = [context.Process(target=bare_worker, args=(task, i, count, barrier, results)) for i in range(count)]
+    for worker in workers:
+        worker.start()
+    parts = dict(results.get() for _ in workers)
+    for worker in workers:
+        worker.join()
+    documents = sum(len(vectors) for _, _, vectors in parts.values())
+    joined = np.empty((documents, parts[0][2].shape[1]), np.float32)
+    for number, (_, _, vectors) in parts.items():
+        joined[number::count] = vectors
+    save(task["vectors"], joined)
+    seconds = max(seconds for seconds, _, _ in parts.values())
+    tokens = sum(tokens for _, tokens, _ in parts.values())
+    note = f"{count} process(es), {1 if task['device'] == 'cpu' else 'default'} thread(s) each"
+    return {"steady_s": seconds, "total_s": time.perf_counter() - began, "tokens": tokens, "note": note}
+
+
+def bare_worker(task: dict[str, Any], number: int, count: int, barrier: Any, results: Any) -> None:
     from raycurate.encoders.base import TokenBatch, load_encoder
     from raycurate.encoders.options import EncoderOptions
     from raycurate.encoders.tokenize import Tokenizer
 
     options = EncoderOptions(model=task["model"], engine="transformers", device=task["device"], **task["options"])
-    encoder = load_encoder(options, threads=os.cpu_count() if task["device"] == "cpu" else None)
-    tokens, _ = Tokenizer(options, encoder.contract)(read_texts(Path(task["texts"])))
-    first = TokenBatch(tokens.ids[: tokens.offsets[64]], tokens.offsets[:65])
-    encoder.run(encoder.prepare(first))
+    encoder = load_encoder(options, threads=1 if task["device"] == "cpu" else None)
+    tokens, _ = Tokenizer(options, encoder.contract)(read_texts(Path(task["texts"]))[number::count])
+    warm = TokenBatch(tokens.ids[: tokens.offsets[64]], tokens.offsets[:65])
+    encoder.run(encoder.prepare(warm))
+    barrier.wait()
     started = time.perf_counter()
     vectors = encoder.run(encoder.prepare(tokens))
-    ended = time.perf_counter()
-    save(task["vectors"], vectors)
-    return {"steady_s": ended - started, "total_s": ended - began, "tokens": int(tokens.offsets[-1])}
+    results.put((number, (time.perf_counter() - started, int(tokens.offsets[-1]), vectors)))
 
 
 def raycurate_embed(task: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ with a warning; here it is an error, except for BERT's pooler, which no embeddin
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ def load_model(
     """
     import transformers
 
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()  # in a worker's log every step would be a line
     body = body_folder(folder)
     values = read_config(body)
     kind = str(values.get("model_type", ""))
