@@ -8,9 +8,11 @@ our own, because a stale address file or a neighbour's cluster would otherwise b
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
+import re
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Capacity", "NodeShape", "OperatorDemand", "PlanReport", "Resources", "capacity", "check_plan", "connect"]
 
+_READ_ONLY_TYPE = re.compile("node_[0-9a-f]{56}")  # node type in the report of a plain head's monitor
 _NODE_GROUP = "ray.io/node-group"  # Ray's label on nodes that a launcher or an operator made
 _RUNTIME_ENV_KEYS = ("uv", "pip", "py_executable", "image_uri", "env_vars")
 # What object stores answer now and then and answer differently a moment later, beyond Ray's own list.
@@ -219,10 +222,16 @@ def capacity() -> Capacity:
 
 
 def _autoscaler_reports() -> bool:
-    """Whether an autoscaler wrote its report; the read-only monitor of a plain head writes one without this part."""
+    """Whether an autoscaler that can add nodes wrote its report.
+
+    The read-only monitor of a plain head writes one too, after some seconds; it names each node as a type of its own,
+    `node_<id>`, where a launcher's types have names.
+    """
     from ray.experimental.internal_kv import _internal_kv_get
 
-    return b'"autoscaler_report"' in (_internal_kv_get("__autoscaling_status") or b"")
+    report = json.loads(_internal_kv_get("__autoscaling_status") or b"{}").get("autoscaler_report") or {}
+    types = [*(report.get("active_nodes") or {}), *(report.get("idle_nodes") or {})]
+    return bool(report) and not all(_READ_ONLY_TYPE.fullmatch(name) for name in types)
 
 
 class ActorGroupOptions(BaseModel):

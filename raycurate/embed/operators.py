@@ -203,8 +203,9 @@ class Encode:
             started = time.perf_counter()
             vectors = self.encoder.run(prepared) if len(kept) else []
             seconds = time.perf_counter() - started
+            fill = getattr(self.encoder, "batch_fill", None) if len(kept) else None
         table = self._with_vectors(table.drop_columns([column]), good, vectors)
-        self._count(table, seconds, int(good.sum()))
+        self._count(table, seconds, fill)
         table = put(table, SECONDS_ENCODE, on_first_row(seconds, rows))
         return table.replace_schema_metadata({**(table.schema.metadata or {}), **self.schema_metadata})
 
@@ -220,17 +221,17 @@ class Encode:
             broken[good] = ~finite
             mask = pa.array(broken)
             table = put(table, REJECT_REASON, pc.if_else(mask, NON_FINITE, table[REJECT_REASON]))
-            detail = "the model gave NaN or infinity for this text"
+            detail = "the model gave NaN or infinity for this text; dtype=float32 may help"
             table = put(table, REJECT_DETAIL, pc.if_else(mask, detail, table[REJECT_DETAIL]))
         return table
 
-    def _count(self, table: pa.Table, seconds: float, documents: int) -> None:
+    def _count(self, table: pa.Table, seconds: float, fill: float | None) -> None:
         tokens = pc.sum(table[NUM_TOKENS]).as_py() or 0
         rejects = {
             counted["values"]: counted["counts"]
             for counted in table[REJECT_REASON].drop_null().value_counts().to_pylist()
         }
-        fill = getattr(self.encoder, "batch_fill", None)
+        documents = table[REJECT_REASON].null_count
         self.metrics.record(
             documents=documents, tokens=tokens, rejects=rejects, encode_seconds=seconds, batch_fill=fill
         )

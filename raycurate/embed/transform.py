@@ -102,7 +102,7 @@ def embed(dataset: Dataset, *, model: str, **options: Any) -> Dataset:
     """
     import ray
 
-    from raycurate.core.cluster import capacity
+    from raycurate.core.cluster import capacity, check_plan, dataset_demands
     from raycurate.embed.model import read_contract, weights_bytes
 
     _refuse_unsafe_checkpoint(dataset)
@@ -117,9 +117,10 @@ def embed(dataset: Dataset, *, model: str, **options: Any) -> Dataset:
     config = EmbedConfig.parse(values, where="rc.embed")
     room = capacity()
     plan = make_plan(config, read_contract(config), room, weights_bytes(config))
-    plan.check(room)
-    fetch_on_every_node(plan)
     embedded = add_operators(dataset, plan, text_field=config.text_field, title_field=config.title_field)
+    # The user's own operators count too, as do the filter actors of a data set that resumes from a checkpoint.
+    check_plan(dataset_demands(embedded), room)
+    fetch_on_every_node(plan)
     return embedded.drop_columns([c for c in WORKING_SUMS if c != SECONDS_READ])
 
 

@@ -82,7 +82,8 @@ class Encoder(Protocol):
     """Rows to vectors, under one contract.
 
     `prepare` is thread-safe and touches no device; `run` is called from one thread at a time and returns
-    float32 [n, dimension] in the order given, or for multi_vector a list of [tokens_i, dimension].
+    float32 [n, dimension] in the order given, or for multi_vector a list of [tokens_i, dimension]. A text on
+    which the model overflows has NaN in its vector: one such row must not end a run of millions.
     """
 
     contract: EmbeddingContract

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raycurate.core.errors import ConfigError, ContractError, InputError, require
+from raycurate.core.errors import ConfigError, ContractError, require
 from raycurate.encoders.base import TokenBatch, Vectors, contract_for, versions_of
 from raycurate.encoders.devices import choose_batch_tokens, choose_device, choose_dtype, dtype_name
 from raycurate.encoders.fetch import fetch_model
@@ -106,10 +106,7 @@ class SentenceTransformersEncoder:
             rows = [row.float() for row in found]
             rows = normalize(rows) if self.contract.normalize else rows  # type: ignore[assignment]
             return [row.cpu().numpy() for row in rows]
-        vectors = np.asarray(found, np.float32)
-        if not np.isfinite(vectors).all():
-            raise InputError("a vector is not finite", fix="Try dtype=float32, and reject texts without tokens")
-        return vectors
+        return np.asarray(found, np.float32)
 
     def close(self) -> None:
         """Give the model's memory back."""

@@ -188,6 +188,15 @@ def test_connect_uses_what_is_connected_and_does_not_end_it(monkeypatch: pytest.
 
 @pytest.mark.usefixtures("local_ray")
 def test_capacity_of_a_local_ray() -> None:
+    """Also once the read-only monitor has written its report, some seconds after the start."""
+    import time
+
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    deadline = time.monotonic() + 60
+    while b'"autoscaler_report"' not in (_internal_kv_get("__autoscaling_status") or b""):
+        assert time.monotonic() < deadline, "the monitor has written no report"
+        time.sleep(0.2)
     capacity = cluster.capacity()
     assert capacity.owned and not capacity.autoscaler and capacity.maximum is None
     assert capacity.live.cpu == capacity.largest.cpu == capacity.largest_node.cpu == 4

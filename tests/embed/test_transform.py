@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import raycurate as rc
-from raycurate.core.errors import ConfigError
+from raycurate.core.errors import CapacityError, ConfigError
 from tests.embed.hashing import hash_vector
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -48,6 +48,20 @@ def test_checkpoint_on_what_is_not_a_read_is_refused(tmp_path: Path) -> None:
     dataset.context.checkpoint_config = CheckpointConfig(id_column="id", checkpoint_path=str(tmp_path / "checkpoint"))
     with pytest.raises(ConfigError, match="not from a read"):
         rc.embed(dataset, **ENGINE)
+
+
+def test_the_users_own_operators_count_in_the_plan() -> None:
+    """Two operators of a pipeline that together want more CPUs than there are would wait for ever: refused."""
+    import ray
+
+    class Hungry:
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            return batch
+
+    dataset = ray.data.range(10).map_batches(lambda batch: {"text": batch["id"].astype(str)})
+    greedy = dataset.map_batches(Hungry, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=3.5)
+    with pytest.raises(CapacityError, match="Hungry"):
+        rc.embed(greedy, **ENGINE)
 
 
 def test_options_of_files_and_unknown_ones_are_refused() -> None:
