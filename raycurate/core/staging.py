@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ray.data.block import Block, BlockAccessor
 from ray.data.datasource import Datasink, WriteResult
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ray.data._internal.execution.interfaces import TaskContext
 
 ROW_KEY = "_row_key"
+MADE_AT = "_made_at"  # when a block was made (seconds since the epoch); not staged
 REJECT_REASON = "reject_reason"
 
 
@@ -46,23 +48,24 @@ def staging_folder(output: str, name: str) -> str:
 
 
 class Written(NamedTuple):
-    """What one write task did: wall-clock times (seconds since the epoch) and rows."""
+    """What one write task did: wall-clock times (seconds since the epoch), rows, and when they had been made."""
 
     started: float
     ended: float
     rows: int
+    made_at: float
 
 
 def steady_rows_per_second(written: list[Written], *, parallel: int) -> float:
-    """Rows a second once all workers are at work: from the end of write number `parallel` to that of the last.
+    """Rows a second once all workers are at work: from block number `parallel` being made to the last.
 
     The first `parallel` blocks were worked on before that moment, one by each worker, so their rows do not
-    count. 0.0 when there were too few writes to tell.
+    count. 0.0 when there were too few blocks to tell.
     """
-    ordered = sorted(written, key=lambda w: w.ended)
+    ordered = sorted(written, key=lambda w: w.made_at)
     if len(ordered) <= 2 * parallel:
         return 0.0
-    seconds = ordered[-1].ended - ordered[parallel - 1].ended
+    seconds = ordered[-1].made_at - ordered[parallel - 1].made_at
     return sum(w.rows for w in ordered[parallel:]) / seconds if seconds > 0 else 0.0
 
 
@@ -93,14 +96,18 @@ class StagingSink(Datasink[Written]):
         tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
         tables = [table for table in tables if table.num_rows]
         if not tables:
-            return Written(started, started, 0)
+            return Written(started, started, 0, started)
         table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        made_at = started
+        if MADE_AT in table.column_names:
+            made_at = pc.max(table[MADE_AT]).as_py()
+            table = table.drop_columns([MADE_AT])
         # A retried write task has the same index, so it replaces its own file.
         path = storage.join(self.folder, f"{self.attempt}-{ctx.task_idx:08d}.parquet")
         with storage.open_output(path) as stream:
             pq.write_table(table, stream, compression="zstd", write_statistics=[ROW_KEY])
         self._count_rejects(table)
-        return Written(started, time.time(), table.num_rows)
+        return Written(started, time.time(), table.num_rows, made_at)
 
     def _count_rejects(self, table: pa.Table) -> None:
         if self.counter is None or REJECT_REASON not in table.column_names:

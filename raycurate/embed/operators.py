@@ -10,14 +10,17 @@ from __future__ import annotations
 import re
 import threading
 import time
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raycurate.core.staging import REJECT_REASON
+from raycurate.core.staging import MADE_AT, REJECT_REASON
 from raycurate.encoders.options import EncoderOptions
+
+if TYPE_CHECKING:
+    import ray
 
 TOKENS = "_tokens"
 INPUT_TEXT = "_input_text"
@@ -51,6 +54,10 @@ class Tokenise:
     Token engines get `_tokens` (list<int32>, ragged, special tokens in, truncated to max_length); text
     engines get `_input_text` (template and prefix applied). Rows without a text become rejects here, so that the
     operator can stand behind any data set, not only behind our reader.
+
+    Args:
+        tokenizer: what `serialised_tokenizer` gave, so that the tasks need not import transformers (seconds
+            and hundreds of MiB in every worker process); None: each process loads its own.
     """
 
     def __init__(
@@ -62,6 +69,7 @@ class Tokenise:
         text_field: str,
         title_field: str,
         keep_text: bool,
+        tokenizer: ray.ObjectRef | None = None,
     ) -> None:
         self.options = options
         self.contract_json = contract_json
@@ -69,6 +77,7 @@ class Tokenise:
         self.text_field = text_field
         self.title_field = title_field
         self.keep_text = keep_text
+        self.tokenizer = tokenizer
 
     def __call__(self, table: pa.Table) -> pa.Table:
         started = time.perf_counter()
@@ -113,8 +122,12 @@ class Tokenise:
 
         key = fingerprint([self.options.model_dump(mode="json"), self.contract_json])
         if key not in _tokenizers:
+            import ray
+
+            contract = EmbeddingContract.from_json(self.contract_json)
+            serialised = ray.get(self.tokenizer) if self.tokenizer is not None else None
             _tokenizers.clear()
-            _tokenizers[key] = Tokenizer(self.options, EmbeddingContract.from_json(self.contract_json))
+            _tokenizers[key] = Tokenizer(self.options, contract, serialised=serialised)
         return _tokenizers[key]
 
 
@@ -171,9 +184,11 @@ class Encode:
     ) -> None:
         from raycurate.core.cluster import check_environment
         from raycurate.core.contract import SCHEMA_KEY, EmbeddingContract
+        from raycurate.core.malloc import reuse_freed_memory
         from raycurate.core.observe import StageMetrics, setup_logging
         from raycurate.encoders.base import load_encoder
 
+        reuse_freed_memory()
         setup_logging(verbose=False)
         check_environment(driver_versions, where="encoder actor")
         self.encoder = load_encoder(options, threads=threads or None)
@@ -207,6 +222,7 @@ class Encode:
         table = self._with_vectors(table.drop_columns([column]), good, vectors)
         self._count(table, seconds, fill)
         table = put(table, SECONDS_ENCODE, on_first_row(seconds, rows))
+        table = put(table, MADE_AT, pa.array(np.full(rows, time.time())))
         return table.replace_schema_metadata({**(table.schema.metadata or {}), **self.schema_metadata})
 
     def _with_vectors(self, table: pa.Table, good: np.ndarray, vectors: Any) -> pa.Table:

@@ -14,7 +14,7 @@ from raycurate.core.contract import EmbeddingContract
 from raycurate.embed.config import EmbedConfig
 from raycurate.encoders.base import choose_engine
 
-CPU_BLOCK_BYTES = 192 * 1024
+CPU_BLOCK_BYTES = 128 * 1024
 GPU_BLOCK_BYTES = 2 * 1024 * 1024
 _ACTOR_BYTES = 1 << 30  # an actor's memory beside its weights: interpreter, torch, a micro-batch
 _ACTORS_SHARE = 0.5  # of a node's memory

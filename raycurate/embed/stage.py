@@ -216,7 +216,7 @@ def _stream(plan: EmbedPlan, listing: Listing, staging: str) -> _Attempt:
         num_cpus=plan.task_cpus,
     )
     dataset = add_operators(dataset, plan)
-    data_context(dataset, block_bytes=4 * plan.block_bytes)
+    data_context(dataset, block_bytes=2 * plan.block_bytes)
     sink = StagingSink(staging, counter, name="Embeddings")
     storage.make_dir(staging)
     started = time.perf_counter()

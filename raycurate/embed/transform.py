@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raycurate.core.errors import ConfigError
+from raycurate.core.staging import MADE_AT
 from raycurate.embed.config import EmbedConfig
 from raycurate.embed.operators import SECONDS_READ, WORKING_SUMS, Encode, Tokenise
 from raycurate.embed.plan import EmbedPlan, make_plan
@@ -30,6 +31,23 @@ def _engine_options(plan: EmbedPlan) -> EmbedConfig:
     return plan.config.model_copy(update={"engine": plan.engine, "device": plan.device})
 
 
+def _tokenizer(options: EmbedConfig) -> Any:
+    """A reference to the tokenizer as JSON, made by one task for all of the tokenising ones."""
+    from raycurate.core.cluster import remote_task
+    from raycurate.encoders.tokenize import serialised_tokenizer
+
+    return remote_task(serialised_tokenizer, name="LoadTokenizer", num_cpus=0).remote(options)
+
+
+def _apart() -> dict[str, Any]:
+    """No arguments of its own: an operator that has such a function is not fused with the one before it.
+
+    Fused (Ray Data does so where both reserve the same CPUs), the actors would read and tokenise themselves
+    while the model waits.
+    """
+    return {}
+
+
 def add_operators(
     dataset: Dataset, plan: EmbedPlan, *, text_field: str = "text", title_field: str = "title"
 ) -> Dataset:
@@ -49,6 +67,7 @@ def add_operators(
         text_field=text_field,
         title_field=title_field,
         keep_text=plan.config.keep_text,
+        tokenizer=_tokenizer(options) if accepts == "tokens" else None,
     )
     remote_args = plan.config.actors.ray_remote_args()
     remote_args.update(num_cpus=plan.cpus)
@@ -75,6 +94,7 @@ def add_operators(
             max_concurrent_calls_per_actor=2,
             enable_true_multi_threading=True,
         ),
+        ray_remote_args_fn=_apart,
         **remote_args,
     )
 
@@ -121,7 +141,7 @@ def embed(dataset: Dataset, *, model: str, **options: Any) -> Dataset:
     # The user's own operators count too, as do the filter actors of a data set that resumes from a checkpoint.
     check_plan(dataset_demands(embedded), room)
     fetch_on_every_node(plan)
-    return embedded.drop_columns([c for c in WORKING_SUMS if c != SECONDS_READ])
+    return embedded.drop_columns([MADE_AT, *(c for c in WORKING_SUMS if c != SECONDS_READ)])
 
 
 def _refuse_unsafe_checkpoint(dataset: Dataset) -> None:

@@ -12,7 +12,7 @@ from raycurate.encoders.options import EncoderOptions
 
 # Tokens in a micro-batch. CPU: what fits the cache next to the weights (measured, jobs/benchmarks); CUDA: what
 # fills a large card.
-_BATCH_TOKENS = {"cuda": 65536, "cpu-packed-bfloat16": 4096, "cpu": 1024}
+_BATCH_TOKENS = {"cuda": 65536, "cpu-packed-bfloat16": 2048, "cpu": 1024}
 
 
 def choose_device(options: EncoderOptions) -> torch.device:

@@ -11,6 +11,7 @@ import copy
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from raycurate.core.checkpoint import body_folder, lowercases
 from raycurate.core.contract import EmbeddingContract
@@ -18,32 +19,54 @@ from raycurate.encoders.base import TokenBatch
 from raycurate.encoders.fetch import fetch_model
 from raycurate.encoders.options import EncoderOptions
 
-# A text is first cut to this many characters a token kept; see _encode_long.
+# A text is first cut to this many characters a token kept, and must then be cut by so many tokens; see _encode_long.
 _CHARS_PER_TOKEN = 32
-_LONG = 100_000
 _MARGIN = 64
+
+
+def serialised_tokenizer(options: EncoderOptions) -> str | None:
+    """The model's tokenizer as JSON of the `tokenizers` library; None for one that is written in Python.
+
+    It is the loaded one, not the file tokenizer.json: transformers alters some after reading the file.
+    """
+    loaded = _load(options)
+    return loaded.backend_tokenizer.to_str() if loaded.is_fast else None
+
+
+def _load(options: EncoderOptions) -> Any:
+    from transformers import AutoTokenizer
+
+    folder = body_folder(fetch_model(options))
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
 
 
 class Tokenizer:
     """Callable: texts -> (TokenBatch, which texts were truncated).
 
+    Args:
+        serialised: what `serialised_tokenizer` gave for these options; None: load the tokenizer here.
+
     Raises (when made):
         InputError: the model or its tokenizer is not there.
     """
 
-    def __init__(self, options: EncoderOptions, contract: EmbeddingContract) -> None:
-        from transformers import AutoTokenizer
-
+    def __init__(self, options: EncoderOptions, contract: EmbeddingContract, *, serialised: str | None = None) -> None:
         folder = fetch_model(options)
-        body = body_folder(folder)
         self.contract = contract
         self.prefix = contract.prompt_for(options.role) if options.prefix is None else options.prefix
         self._lower = lowercases(folder)
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(body, trust_remote_code=options.trust_remote_code)
+        self._slow_one: Any = None
         self._fast: Any = None
-        if self._tokenizer.is_fast:
-            # A copy: truncation is state of the Rust object, and the loaded one may be used elsewhere.
-            self._fast = copy.deepcopy(self._tokenizer.backend_tokenizer)
+        if serialised is not None:
+            self._fast = tokenizers.Tokenizer.from_str(serialised)
+        else:
+            loaded = _load(options)
+            if loaded.is_fast:
+                # A copy: truncation is state of the Rust object, and the loaded one may be used elsewhere.
+                self._fast = copy.deepcopy(loaded.backend_tokenizer)
+            else:
+                self._slow_one = loaded
+        if self._fast is not None:
             self._fast.no_padding()
             self._fast.enable_truncation(contract.max_length)
 
@@ -54,7 +77,7 @@ class Tokenizer:
             whole = [text.lower() for text in whole]
         if self._fast is None:
             return self._slow(whole)
-        limit = max(_LONG, _CHARS_PER_TOKEN * self.contract.max_length)
+        limit = _CHARS_PER_TOKEN * self.contract.max_length
         encodings = self._fast.encode_batch_fast([t if len(t) <= limit else "" for t in whole])
         for row, text in enumerate(whole):
             if len(text) > limit:
@@ -81,6 +104,6 @@ class Tokenizer:
         """For tokenizers written in Python, which do not tell what they cut: tokenize with one token more."""
         length = self.contract.max_length
         quiet = {"padding": False, "return_attention_mask": False, "return_token_type_ids": False}
-        longer = self._tokenizer(whole, truncation=True, max_length=length + 1, **quiet)["input_ids"]
-        kept = self._tokenizer(whole, truncation=True, max_length=length, **quiet)["input_ids"]
+        longer = self._slow_one(whole, truncation=True, max_length=length + 1, **quiet)["input_ids"]
+        kept = self._slow_one(whole, truncation=True, max_length=length, **quiet)["input_ids"]
         return TokenBatch.from_lists(kept), np.array([len(row) > length for row in longer], bool)

@@ -6,7 +6,7 @@ import pytest
 
 from raycurate.core.contract import EmbeddingContract
 from raycurate.encoders.options import EncoderOptions
-from raycurate.encoders.tokenize import Tokenizer
+from raycurate.encoders.tokenize import Tokenizer, serialised_tokenizer
 
 TEXTS = ["", "x", "naïve café", "日本語のテキスト", "word " * 400, "def f(x):\n    return x"]
 
@@ -35,6 +35,37 @@ def test_equals_the_models_own_tokenizer(minilm, options, prefix):
     own = AutoTokenizer.from_pretrained(minilm)([prefix + t for t in TEXTS], truncation=True, max_length=256)
     assert [row.tolist() for row in tokens] == own["input_ids"]
     assert truncated.tolist() == [False, False, False, False, True, False]
+
+
+def test_a_serialised_tokenizer_gives_the_same_tokens(minilm):
+    options = EncoderOptions(model=minilm)
+    there = Tokenizer(options, EmbeddingContract.from_checkpoint(minilm), serialised=serialised_tokenizer(options))
+    tokens, truncated = tokenizer_for(minilm)(TEXTS)
+    again, cut = there(TEXTS)
+    assert [row.tolist() for row in again] == [row.tolist() for row in tokens]
+    assert cut.tolist() == truncated.tolist()
+
+
+def test_a_tokenizer_written_in_python_is_used_as_it_is(minilm, monkeypatch):
+    """It has no serialised form, and gives the same tokens and the same word on what was cut."""
+    from transformers import AutoTokenizer
+
+    class Python:
+        is_fast = False
+
+        def __init__(self, loaded):
+            self.loaded = loaded
+
+        def __call__(self, *texts, **options):
+            return self.loaded(*texts, **options)
+
+    load = AutoTokenizer.from_pretrained
+    expected, cut = tokenizer_for(minilm)(TEXTS)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: Python(load(*a, **k)))
+    assert serialised_tokenizer(EncoderOptions(model=minilm)) is None
+    tokens, truncated = tokenizer_for(minilm)(TEXTS)
+    assert [row.tolist() for row in tokens] == [row.tolist() for row in expected]
+    assert truncated.tolist() == cut.tolist()
 
 
 @pytest.mark.parametrize(
