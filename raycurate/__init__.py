@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "EmbeddingContract": "raycurate.core.contract",
     "RaycurateError": "raycurate.core.errors",
+    "deduplicate": "raycurate.dedup.stage",
     "read_documents": "raycurate.data.documents",
 }
 
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
     from raycurate.core.contract import EmbeddingContract as EmbeddingContract
     from raycurate.core.errors import RaycurateError as RaycurateError
     from raycurate.data.documents import read_documents as read_documents
+    from raycurate.dedup.stage import deduplicate as deduplicate
     from raycurate.embed.transform import embed as embed
+    from raycurate.kmeans.stage import kmeans as kmeans
 
-__all__ = ["EmbeddingContract", "RaycurateError", "embed", "read_documents"]
+__all__ = ["EmbeddingContract", "RaycurateError", "deduplicate", "embed", "kmeans", "read_documents"]
 
 
-_STAGES = {"embed"}  # packages that are functions too (core/callable_module.py)
+_STAGES = {"embed", "kmeans"}  # packages that are functions too (core/callable_module.py)
 
 
 def __getattr__(name: str) -> Any:

@@ -108,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check that an output folder holds what its manifest lists")
     verify.add_argument("folder")
     verify.set_defaults(handler=_verify)
+    again = commands.add_parser("rethreshold", help="show what other values of eps would remove, from stored pairs")
+    again.add_argument("folder", help="output of a deduplication")
+    again.add_argument("eps", nargs="+", type=float)
+    again.add_argument("--decision", choices=["survivor", "earlier"], help="default: as it was decided")
+    again.add_argument("--address", help="address of a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
+    again.set_defaults(handler=_rethreshold)
     _add_submit(commands)
     return parser
 
@@ -256,6 +262,19 @@ def _verify(options: argparse.Namespace) -> int:
     manifest = require_whole(options.folder)
     rows = sum(f.rows or 0 for f in manifest.files)
     print(f"{options.folder}: whole; stage {manifest.key.stage}, {len(manifest.files)} files, {rows:,} rows")
+    return 0
+
+
+def _rethreshold(options: argparse.Namespace) -> int:
+    from raycurate.dedup.result import DedupResult
+
+    result = DedupResult.open(options.folder)
+    _connect(options)
+    decided = result.rethreshold(*options.eps, decision=options.decision)
+    for found in decided:
+        print(f"eps {found.eps:g}  removed {found.removed:,} of {found.rows:,} ({found.duplicate_ratio:.2%})")
+    if len(decided) == 1 and decided[0].eps != result.eps:
+        print(f"to remove them: the dedup command again with eps={decided[0].eps:g} overwrite=true")
     return 0
 
 

@@ -1,6 +1,6 @@
 """The stages in order: what each reads, writes and is called, and running them with what is done skipped.
 
-    sample-corpus ─ embed
+    sample-corpus ─ embed ─ kmeans ─ dedup
 
 `raycurate run -c RECIPE` goes through this list in one Ray program. A stage's options come from its section
 of the recipe; what the section leaves out is wired here from the shared keys (`corpus`, `model`, `workdir`).
@@ -88,6 +88,29 @@ STAGES: dict[str, Stage] = {
             "raycurate.embed.stage:state",
             "raycurate.embed.stage:describe_plan",
             wiring={"input": "${corpus}", "model": "${model}", "output": "${workdir}/embeddings"},
+        ),
+        Stage(
+            "kmeans",
+            "embeddings -> clusters",
+            "raycurate.kmeans.config:KMeansConfig",
+            "raycurate.kmeans.stage:run",
+            "raycurate.kmeans.stage:state",
+            "raycurate.kmeans.stage:describe_plan",
+            wiring={"input": "${workdir}/embeddings", "output": "${workdir}/clusters", "random_state": "${seed}"},
+        ),
+        Stage(
+            "dedup",
+            "clusters -> documents without near-duplicates",
+            "raycurate.dedup.config:DedupConfig",
+            "raycurate.dedup.stage:run",
+            "raycurate.dedup.stage:state",
+            "raycurate.dedup.stage:describe_plan",
+            wiring={
+                "input": "${workdir}/clusters",
+                "documents": "${corpus}",
+                "output": "${workdir}/dedup",
+                "random_state": "${seed}",
+            },
         ),
     )
 }

@@ -26,7 +26,7 @@ from raycurate.core.staging import REJECT_REASON, ROW_KEY
 TARGET_BYTES = 256 * 1024 * 1024
 DUPLICATE_ID = "duplicate_id"
 _ROWS_PER_PARTITION = 20_000_000
-_REJECT_COLUMNS = ["id", "source", REJECT_REASON, "reject_detail"]
+REJECT_COLUMNS = ["id", "source", REJECT_REASON, "reject_detail"]
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,14 @@ class Layout:
         columns: the columns of the output, in order.
         sums: working columns (dropped from the output) that are added up and reported.
         unique_id: the id column when the user chose the ids, so that they must be checked; else None.
+        schema: of the output, where the staged files do not all have its columns; None when they do.
     """
 
     name: str
     columns: list[str]
     sums: list[str]
     unique_id: str | None = None
+    schema: pa.Schema | None = None
 
 
 def finalise(
@@ -86,7 +88,7 @@ def finalise(
     """
     import ray
 
-    scan = remote_task(_scan, name="ScanStaging", num_cpus=0)
+    scan = remote_task(scan_staging, name="ScanStaging", num_cpus=0)
     paths = [entry for entry in storage.list_files(staging) if entry.path.endswith(".parquet")]
     batches = [paths[i : i + 500] for i in range(0, len(paths), 500)]
     staged = sorted(
@@ -94,7 +96,7 @@ def finalise(
         key=lambda f: (f.first_key, f.path),
     )
     groups = list(_groups(staged))
-    losers = _duplicates(staged, layout.unique_id)
+    losers = duplicate_ids(staged, layout.unique_id)
     rewrite = remote_task(_rewrite, name="Finalise", num_cpus=0.5)
     pending = [rewrite.remote(g, output, layout, number, losers) for number, g in enumerate(groups)]
     total = Finalised()
@@ -110,7 +112,7 @@ def finalise(
     return total
 
 
-def _scan(entries: list[storage.FileEntry]) -> list[StagedFile]:
+def scan_staging(entries: list[storage.FileEntry]) -> list[StagedFile]:
     found = []
     for entry in entries:
         filesystem, inner = storage.filesystem(entry.path)
@@ -137,7 +139,7 @@ def _groups(staged: list[StagedFile]) -> Iterator[list[StagedFile]]:
         yield group
 
 
-def _duplicates(staged: list[StagedFile], id_column: str | None) -> Any:
+def duplicate_ids(staged: list[StagedFile], id_column: str | None) -> Any:
     """Reference to the sorted keys of rows whose id an earlier row has; a partitioned group-by over hashes."""
     import ray
 
@@ -194,26 +196,26 @@ def _gather(*parts: np.ndarray) -> np.ndarray:
 def _rewrite(group: list[StagedFile], output: str, layout: Layout, number: int, losers: np.ndarray) -> Finalised:
     """One output file (and one of rejects, if there are any) from consecutive staging files."""
     result = Finalised()
-    seen = _SeenKeys(group)
+    seen = SeenKeys(group)
     name = f"{layout.name}-{number:05d}"
     data_path, rejects_path = f"{name}.parquet", f"rejects/{name}.jsonl"
     with (
-        _LazyParquet(storage.join(output, data_path)) as data,
-        _LazyText(storage.join(output, rejects_path)) as rejects,
+        LazyParquet(storage.join(output, data_path)) as data,
+        LazyText(storage.join(output, rejects_path)) as rejects,
     ):
         for staged in group:
             filesystem, inner = storage.filesystem(staged.path)
             table = seen.drop(pq.read_table(inner, filesystem=filesystem))
             for column in (c for c in layout.sums if c in table.column_names):
                 result.sums[column] = result.sums.get(column, 0) + (pc.sum(table[column]).as_py() or 0)
-            table = _mark_duplicates(table, losers)
+            table = mark_duplicates(table, losers)
             good = pc.is_null(table[REJECT_REASON])
             bad = table.filter(pc.invert(good))
             for counted in bad[REJECT_REASON].value_counts().to_pylist():
                 reason = counted["values"]
                 result.rejects[reason] = result.rejects.get(reason, 0) + counted["counts"]
             rejects.write(bad)
-            data.write(table.filter(good).select(layout.columns))
+            data.write(_conform(table.filter(good), layout))
         result.rows = data.rows
     for path, rows in ((data_path, data.rows), (rejects_path, rejects.rows)):
         if rows:
@@ -222,7 +224,17 @@ def _rewrite(group: list[StagedFile], output: str, layout: Layout, number: int, 
     return result
 
 
-def _mark_duplicates(table: pa.Table, losers: np.ndarray) -> pa.Table:
+def _conform(table: pa.Table, layout: Layout) -> pa.Table:
+    """The output's columns; what this file has none of is null."""
+    if layout.schema is None:
+        return table.select(layout.columns)
+    for column in layout.schema:
+        if column.name not in table.column_names:
+            table = table.append_column(column.name, pa.nulls(table.num_rows, column.type))
+    return table.select(layout.columns).cast(layout.schema)
+
+
+def mark_duplicates(table: pa.Table, losers: np.ndarray) -> pa.Table:
     if not len(losers) or not table.num_rows:
         return table
     keys = table[ROW_KEY].to_numpy()
@@ -237,7 +249,7 @@ def _mark_duplicates(table: pa.Table, losers: np.ndarray) -> pa.Table:
     return table.set_column(table.schema.get_field_index("reject_detail"), "reject_detail", details)
 
 
-class _SeenKeys:
+class SeenKeys:
     """Drops rows whose key came before; costs nothing when no two files of the group overlap."""
 
     def __init__(self, group: list[StagedFile]) -> None:
@@ -254,7 +266,7 @@ class _SeenKeys:
         return table if new.all() else table.filter(pa.array(new))
 
 
-class _LazyParquet:
+class LazyParquet:
     """A Parquet file that is made when its first row comes."""
 
     def __init__(self, path: str) -> None:
@@ -262,7 +274,7 @@ class _LazyParquet:
         self.stream: Any = None
         self.writer: pq.ParquetWriter | None = None
 
-    def __enter__(self) -> _LazyParquet:
+    def __enter__(self) -> LazyParquet:
         return self
 
     def write(self, table: pa.Table) -> None:
@@ -280,15 +292,16 @@ class _LazyParquet:
             self.stream.__exit__(*error)
 
 
-class _LazyText:
+class LazyText:
     """Rejected rows as JSON Lines, a file a person can read; made when its first row comes."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, columns: list[str] | None = None) -> None:
         self.path, self.rows = path, 0
+        self.columns = REJECT_COLUMNS if columns is None else columns
         self.stream: Any = None
         self.out: Any = None
 
-    def __enter__(self) -> _LazyText:
+    def __enter__(self) -> LazyText:
         return self
 
     def write(self, table: pa.Table) -> None:
@@ -297,7 +310,7 @@ class _LazyText:
         if self.out is None:
             self.stream = storage.open_output(self.path)
             self.out = self.stream.__enter__()
-        columns = [c for c in _REJECT_COLUMNS if c in table.column_names]
+        columns = [c for c in self.columns if c in table.column_names]
         for row in table.select(columns).to_pylist():
             self.out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         self.rows += table.num_rows

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 ROW_KEY = "_row_key"
 MADE_AT = "_made_at"  # when a block was made (seconds since the epoch); not staged
 REJECT_REASON = "reject_reason"
+_SORTED_GROUP_ROWS = 4096
 
 
 class TooManyRejectsError(RaycurateError):
@@ -75,12 +76,22 @@ class StagingSink(Datasink[Written]):
     Args:
         folder: the staging folder of this run.
         counter: actor that adds up rejects (`RejectCounter`), or None when any number is fine.
+        sorted_by: a column that the blocks are sorted by; its row groups are kept small and their ranges written
+            down, so that a reader of one range skips the others.
     """
 
-    def __init__(self, folder: str, counter: ray.actor.ActorHandle | None = None, *, name: str = "Stage") -> None:
+    def __init__(
+        self,
+        folder: str,
+        counter: ray.actor.ActorHandle | None = None,
+        *,
+        name: str = "Stage",
+        sorted_by: str | None = None,
+    ) -> None:
         self.folder = folder
         self.counter = counter
         self.name = name
+        self.sorted_by = sorted_by
         self.attempt = uuid.uuid4().hex[:8]
         self.written: list[Written] = []
 
@@ -104,8 +115,11 @@ class StagingSink(Datasink[Written]):
             table = table.drop_columns([MADE_AT])
         # A retried write task has the same index, so it replaces its own file.
         path = storage.join(self.folder, f"{self.attempt}-{ctx.task_idx:08d}.parquet")
+        statistics, group_rows = [ROW_KEY], None
+        if self.sorted_by is not None:
+            statistics, group_rows = [ROW_KEY, self.sorted_by], _SORTED_GROUP_ROWS
         with storage.open_output(path) as stream:
-            pq.write_table(table, stream, compression="zstd", write_statistics=[ROW_KEY])
+            pq.write_table(table, stream, compression="zstd", write_statistics=statistics, row_group_size=group_rows)
         self._count_rejects(table)
         return Written(started, time.time(), table.num_rows, made_at)
 
@@ -132,7 +146,7 @@ class RejectCounter:
         if self.total > self.limit:
             raise TooManyRejectsError(
                 f"{self.total} rows were rejected, max_rejects is {self.limit}",
-                where="embed",
+                where="max_rejects",
                 fix="Look at the reasons in the log, correct the input or raise max_rejects; "
                 "the finished rows are kept and are not done again",
             )

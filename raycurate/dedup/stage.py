@@ -1,0 +1,367 @@
+"""The dedup stage: clusters -> neighbours and edges -> duplicates -> kept documents.
+
+    (visitors, with probe > 1) ; pairwise ; decide ; documents ; (recall)
+
+Neighbours and edges are the long part and are kept: another eps or decision is decided anew over them, in seconds.
+Killed at any point and started again, the stage goes on piece by piece.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from raycurate.core import storage
+from raycurate.core.capacity import OperatorDemand
+from raycurate.core.cluster import capacity, check_plan, remote_task
+from raycurate.core.config import fingerprint
+from raycurate.core.errors import ConfigError, InputError, OutputExistsError, RaycurateError
+from raycurate.core.manifest import (
+    MANIFEST,
+    STAGING,
+    Manifest,
+    OutputFile,
+    StageKey,
+    is_done,
+    missing_files,
+    package_versions,
+    read_manifest,
+    write_manifest,
+)
+from raycurate.core.observe import get_logger
+from raycurate.core.staging import staging_folder
+from raycurate.data.documents import DocumentsOptions, Listing, list_documents
+from raycurate.dedup import recall as recalling
+from raycurate.dedup.clusters import Clusters, Reader, earlier_corpus, open_clusters, reader_of
+from raycurate.dedup.config import ALGORITHM_VERSION, DedupConfig
+from raycurate.dedup.decide import Rule
+from raycurate.dedup.documents import removed_keys, write_documents
+from raycurate.dedup.neighbours import PairOptions
+from raycurate.dedup.probe import merge_homes, stage_visitors
+from raycurate.dedup.ranking import ranking_columns
+from raycurate.dedup.result import DedupResult, decide_all, default_sweep
+from raycurate.dedup.work import PairRun, Resources, compare_all, items_of
+
+log = get_logger(__name__)
+
+_ROWS_A_BATCH = 200_000  # of clusters that one task reads for probing or for the recall
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that was checked: the clusters, those of an earlier corpus, the documents and how to read them."""
+
+    clusters: Clusters
+    old: Clusters | None
+    old_duplicates: list[str]
+    documents: DocumentsOptions | None
+    listing: Listing | None
+
+    @property
+    def fingerprint(self) -> str:
+        listed = self.listing.fingerprint if self.listing else ""
+        return fingerprint([self.clusters.fingerprint, self.old.fingerprint if self.old else "", listed])
+
+    @property
+    def pairs_fingerprint(self) -> str:
+        return fingerprint([self.clusters.fingerprint, self.old.fingerprint if self.old else ""])
+
+
+def open_inputs(config: DedupConfig) -> Inputs:
+    """List and check what the stage reads.
+
+    Raises:
+        InputError: clusters, documents or an earlier corpus that are not there, not whole or do not fit together.
+        ContractError: a new batch whose vectors were made in another way than the earlier corpus's.
+    """
+    names: dict[str, Any] = {
+        "id_field": config.id_field,
+        "embedding_field": config.embedding_field,
+        "columns": ranking_columns(config.which_to_keep),
+    }
+    clusters = open_clusters(config.input, **names)
+    old, old_duplicates = None, list[str]()
+    if config.against is not None:
+        path, old_duplicates = earlier_corpus(config.against)
+        old = open_clusters(path, **names)
+        if not np.array_equal(old.centroids, clusters.centroids):
+            raise InputError(
+                f"its centroids are not those of {path}, which the earlier corpus was clustered with",
+                where=config.input,
+                fix=f"Cluster the new batch with `raycurate kmeans centroids={path}`",
+            )
+        if old.contract and clusters.contract:
+            clusters.contract.require_same(old.contract, here=config.input, there=path)
+    documents = _documents(config)
+    return Inputs(clusters, old, old_duplicates, documents, list_documents(documents) if documents else None)
+
+
+def _documents(config: DedupConfig) -> DocumentsOptions | None:
+    """How the documents are read: as the embeddings' manifest says, where it can be found, and as the user says."""
+    if config.documents is None:
+        return None
+    values: dict[str, Any] = {}
+    clustered = read_manifest(config.input)
+    embedded = read_manifest(clustered.inputs[0]) if clustered and len(clustered.inputs) == 1 else None
+    if embedded is not None and embedded.key.stage == "embed":
+        known = (
+            DocumentsOptions.model_fields.keys() - DocumentsOptions.operational_keys() - {"input", "metadata_fields"}
+        )
+        values = {name: value for name, value in embedded.key.options.items() if name in known}
+    values |= config.document_options | {"input": config.documents}
+    return DocumentsOptions.parse(values, where="document_options")
+
+
+def stage_key(config: DedupConfig, inputs: Inputs) -> StageKey:
+    """What decides the result: the files it reads and the options that affect it."""
+    return StageKey(
+        stage="dedup",
+        algorithm_version=ALGORITHM_VERSION,
+        input_fingerprint=inputs.fingerprint,
+        options=config.result_keys(),
+    )
+
+
+def pairs_key(config: DedupConfig, inputs: Inputs) -> str:
+    """What decides the neighbours and edges."""
+    return fingerprint([ALGORITHM_VERSION, inputs.pairs_fingerprint, config.pair_keys()])
+
+
+def plan_run(config: DedupConfig) -> tuple[Inputs, Resources, str]:
+    """Everything that is checked before any work; needs a running Ray. The last is the device.
+
+    Raises:
+        RaycurateError: input, options or cluster cannot be used.
+    """
+    inputs = open_inputs(config)
+    room = capacity()
+    gpu = config.device == "cuda" or (config.device == "auto" and room.largest.gpu > 0)
+    args = config.actors.ray_remote_args()
+    cpus = args.pop("num_cpus", 1.0)
+    gpus = args.pop("num_gpus", 1.0 if gpu else 0.0)
+    resources = Resources(cpus, gpus, args)
+    demand = OperatorDemand(
+        "Pairwise",
+        1,
+        cpus,
+        num_gpus=gpus,
+        resources=config.actors.resources,
+        kind="tasks",
+        label_selector=config.actors.label_selector,
+    )
+    report = check_plan([demand], room)
+    rows = inputs.clusters.total
+    log.info(
+        "dedup: %s rows in %s clusters, the largest of %s; %s",
+        f"{rows:,}",
+        f"{len(inputs.clusters.rows):,}",
+        f"{int(inputs.clusters.rows.max()):,}",
+        "cuda" if gpu else "cpu",
+    )
+    if report.waits_for_nodes:
+        log.info("dedup: %s", report.waits_for_nodes)
+    return inputs, resources, "cuda" if gpu else "cpu"
+
+
+def describe_plan(config: DedupConfig) -> str:
+    """What a run would do on the cluster that is connected."""
+    inputs, resources, device = plan_run(config)
+    rows = inputs.clusters.rows.astype(np.float64)
+    lines = [
+        f"input    {inputs.clusters.total:,} rows, {len(rows):,} clusters, dimension {inputs.clusters.dimension}",
+        f"plan     {(rows * (rows - 1) / 2).sum() * config.probe**2:,.0f} pairs at most to compare on {device}",
+        f"operator Pairwise: {resources.cpus:g} CPU, {resources.gpus:g} GPU a task",
+        f"state    {state(config)}  (key {stage_key(config, inputs).fingerprint()})",
+    ]
+    return "\n".join(lines)
+
+
+def state(config: DedupConfig) -> str:
+    """One phrase for `raycurate info`: done, changed (and what), interrupted, not run, or what is in the way."""
+    try:
+        manifest = read_manifest(config.output)
+        if manifest is None:
+            staged = storage.join(config.output, STAGING)
+            return "interrupted; a new run goes on" if storage.exists(staged) else "not run"
+        is_done(config.output, stage_key(config, open_inputs(config)))
+        return f"done, {manifest.counts['removed']:,} of {manifest.counts['rows']:,} rows removed"
+    except OutputExistsError:
+        assert manifest is not None
+        key = stage_key(config, open_inputs(config))
+        return "changed: " + "; ".join(manifest.key.differences(key) or ["files are missing"])
+    except RaycurateError as error:
+        return f"cannot run: {error}"
+
+
+def deduplicate(input: str, output: str, **options: Any) -> DedupResult:
+    """Find and remove near-duplicates among clustered embeddings; needs a running Ray.
+
+    Args:
+        input: output of `kmeans`.
+        options: any option of `raycurate dedup` (`raycurate dedup --help`).
+
+    Raises:
+        RaycurateError: an option, the input or the cluster cannot be used.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        raise ConfigError("Ray is not running", where="rc.deduplicate", fix="Call ray.init() first")
+    return run(DedupConfig.parse({**options, "input": input, "output": output}, where="rc.deduplicate"))
+
+
+def run(config: DedupConfig) -> DedupResult:
+    """Deduplicate `config.input` into `config.output`; a finished output is left alone, a killed run goes on.
+
+    Raises:
+        RaycurateError: the input, an option or the cluster cannot be used.
+    """
+    inputs, resources, device = plan_run(config)
+    key = stage_key(config, inputs)
+    done = is_done(config.output, key, overwrite=config.overwrite)
+    if done is not None:
+        storage.delete(storage.join(config.output, STAGING))
+        log.info("dedup: %s is done, nothing to do", config.output)
+        return DedupResult(config.output, done, skipped=True)
+    seconds: dict[str, float] = {}
+    clock = began = time.perf_counter()
+    pairs = _pairs(config, inputs, resources, device)
+    clock, seconds["pairwise"] = time.perf_counter(), time.perf_counter() - clock
+    rule = Rule(config.eps, config.decision)
+    name = f"part-{key.fingerprint()[:8]}"
+    counted = decide_all(config.output, pairs, rule, default_sweep(config.score_floor), probe=config.probe, write=name)
+    clock, seconds["decide"] = time.perf_counter(), time.perf_counter() - clock
+    files = [*pairs, *(counted.files or [])]
+    settings: dict[str, Any] = {"sweep": counted.sweep, "pairs_key": pairs_key(config, inputs)}
+    counts = {
+        "rows": counted.rows,
+        "removed": counted.removed,
+        "clusters": len(inputs.clusters.rows),
+        "edges": sum(file.rows or 0 for file in pairs if file.path.startswith("edges/")),
+    }
+    rejects: dict[str, int] = {}
+    if inputs.documents is not None and inputs.listing is not None:
+        removed = removed_keys([storage.join(config.output, file.path) for file in counted.files or []])
+        staging = staging_folder(config.output, f"documents-{key.fingerprint()}")
+        folder = storage.join(config.output, "documents")
+        written = write_documents(inputs.documents, inputs.listing, removed, folder, staging, name=name)
+        files += [file.model_copy(update={"path": f"documents/{file.path}"}) for file in written.files]
+        counts["documents"], rejects = written.rows, written.rejects
+        clock, seconds["documents"] = time.perf_counter(), time.perf_counter() - clock
+    if config.recall_sample:
+        settings["recall"] = vars(_recall(config, inputs, pairs, rule))
+        seconds["recall"] = time.perf_counter() - clock
+    seconds["wall"] = time.perf_counter() - began
+    contract = inputs.clusters.contract
+    manifest = Manifest(
+        key=key,
+        inputs=[config.input],
+        files=files,
+        counts=counts,
+        rejects=rejects,
+        timings={part: round(value, 3) for part, value in seconds.items()},
+        settings={**config.redacted(), **settings},
+        contract=contract.model_dump(mode="json") if contract else None,
+        versions=package_versions("raycurate", "ray", "torch", "pyarrow"),
+    )
+    _commit(config, manifest)
+    return DedupResult(config.output, manifest)
+
+
+def _pairs(config: DedupConfig, inputs: Inputs, resources: Resources, device: str) -> list[OutputFile]:
+    """The files of neighbours and edges: an earlier run's, if they are of the same pairs, else made now."""
+    before = read_manifest(config.output)
+    key = pairs_key(config, inputs)
+    if before is not None:
+        kept = [file for file in before.files if file.path.startswith(("neighbors/", "edges/"))]
+        if before.settings.get("pairs_key") == key and not missing_files(config.output, before):
+            log.info("dedup: neighbours and edges are there already; deciding anew")
+            return kept
+        # The names of these files are fixed: from here on the old output is no longer whole.
+        storage.delete(storage.join(config.output, MANIFEST))
+        for file in before.files:
+            storage.delete(storage.join(config.output, file.path))
+    staging = staging_folder(config.output, f"pairs-{key}")
+    reader = _reader(config, inputs)
+    options = PairOptions(config.which_to_keep, config.random_state, config.score_floor, device, config.tile_rows)
+    rows = inputs.clusters.rows + (inputs.old.rows if inputs.old else 0)
+    probe = min(config.probe, len(rows))
+    if probe == 1:
+        items = items_of(rows, config.tile_rows, skip=inputs.clusters.rows == 0)
+        return compare_all(PairRun(reader, options, config.output, staging, resources), items)
+    reader, visiting = _visitors(reader, inputs, probe, storage.join(staging, "visitors"))
+    items = items_of(rows + visiting, config.tile_rows)
+    partial = storage.join(staging, "partial")
+    found = compare_all(PairRun(reader, replace(options, partial=True), partial, staging, resources), items)
+    return _merge(found, partial, config.output, inputs.clusters.rows)
+
+
+def _reader(config: DedupConfig, inputs: Inputs) -> Reader:
+    fields = (config.id_field, config.embedding_field, config.text_field)
+    reader = reader_of(inputs.clusters, which_to_keep=config.which_to_keep, fields=fields)
+    if inputs.old is None:
+        return reader
+    both = reader.text_field if config.text_field in inputs.old.columns else None
+    return replace(reader, old=inputs.old.files, dropped=removed_keys(inputs.old_duplicates), text_field=both)
+
+
+def _batches(rows_K: np.ndarray) -> list[list[int]]:
+    """Clusters that have rows, several together up to _ROWS_A_BATCH."""
+    batches: list[list[int]] = []
+    size = _ROWS_A_BATCH
+    for k, rows in enumerate(rows_K.tolist()):
+        if not rows:
+            continue
+        if size >= _ROWS_A_BATCH:
+            batches.append([])
+            size = 0
+        batches[-1].append(k)
+        size += rows
+    return batches
+
+
+def _visitors(reader: Reader, inputs: Inputs, probe: int, folder: str) -> tuple[Reader, np.ndarray]:
+    """Stage every row's visits; the reader that sees them, and how many each cluster has."""
+    import ray
+
+    rows = inputs.clusters.rows + (inputs.old.rows if inputs.old else 0)
+    task = remote_task(stage_visitors, name="Visitors", num_cpus=0.5)
+    centroids = ray.put(inputs.clusters.centroids)
+    shared = ray.put(reader)
+    counted = [
+        task.remote(shared, batch, centroids, probe, storage.join(folder, f"part-{number:05d}.parquet"))
+        for number, batch in enumerate(_batches(rows))
+    ]
+    return replace(reader, visitors=folder), np.sum(ray.get(counted), axis=0)
+
+
+def _merge(found: list[OutputFile], partial: str, output: str, rows_K: np.ndarray) -> list[OutputFile]:
+    import ray
+
+    names = [f.path.removeprefix("edges/").removesuffix(".parquet") for f in found if f.path.startswith("edges/")]
+    task = remote_task(merge_homes, name="MergeHomes", num_cpus=0.5)
+    parts = ray.get([task.remote(partial, names, homes, output) for homes in _batches(rows_K)])
+    return [file for part in parts for file in part]
+
+
+def _recall(config: DedupConfig, inputs: Inputs, pairs: list[OutputFile], rule: Rule) -> recalling.Recall:
+    fields = (config.id_field, config.embedding_field, config.text_field)
+    reader = replace(reader_of(inputs.clusters, which_to_keep=[], fields=fields), text_field=None)
+    names = [f.path.removeprefix("edges/").removesuffix(".parquet") for f in pairs if f.path.startswith("edges/")]
+    batches = _batches(inputs.clusters.rows)
+    sample = config.recall_sample
+    return recalling.measure(reader, batches, sample=sample, output=config.output, names=names, rule=rule)
+
+
+def _commit(config: DedupConfig, manifest: Manifest) -> None:
+    """Make the output whole; only then drop the staging files and the files that it replaces."""
+    old = read_manifest(config.output)
+    write_manifest(config.output, manifest)
+    listed = {f.path for f in manifest.files}
+    for replaced in old.files if old else []:
+        if replaced.path not in listed:
+            storage.delete(storage.join(config.output, replaced.path))
+    storage.delete(storage.join(config.output, STAGING))

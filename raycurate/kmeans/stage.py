@@ -1,0 +1,334 @@
+"""The k-means stage: embeddings -> centroid partitions.
+
+    fit (actor group) ; Vectors -> Assign -> Clusters (staging) ; partition
+
+The group's places are given back before the stream starts. Centroids are saved as the fit goes, staged rows as
+the stream goes: a killed run goes on from both, and the output is whole when its manifest is there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from raycurate.core import storage
+from raycurate.core.cluster import capacity, data_context, user_error
+from raycurate.core.errors import ConfigError, InputError, OutputExistsError, RaycurateError
+from raycurate.core.finalise import Finalised
+from raycurate.core.manifest import (
+    STAGING,
+    Manifest,
+    OutputFile,
+    StageKey,
+    is_done,
+    package_versions,
+    read_manifest,
+    write_manifest,
+)
+from raycurate.core.observe import get_logger
+from raycurate.core.staging import RejectCounter, StagingSink, committed_ref, staging_folder
+from raycurate.kmeans.assignment import CENTROID, COSINE, L2, Assign, VectorsDatasource
+from raycurate.kmeans.centroids import CENTROIDS, Centres, given, keep, kept
+from raycurate.kmeans.config import ALGORITHM_VERSION, KMeansConfig
+from raycurate.kmeans.inputs import Embeddings, open_embeddings
+from raycurate.kmeans.partition import PartitionLayout, partition
+from raycurate.kmeans.plan import KMeansPlan, make_plan
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class KMeansResult:
+    """Finished clusters: where they lie and what their manifest says."""
+
+    output: str
+    manifest: Manifest
+    skipped: bool
+
+    def centroids(self) -> np.ndarray:
+        """Float32 [k, dim], as fitted."""
+        return given(self.output)
+
+    def summary(self) -> str:
+        """The run in a few lines: rows, clusters and their sizes, inertia, rejects by reason, seconds by part."""
+        counts, timings, settings = self.manifest.counts, self.manifest.timings, self.manifest.settings
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.manifest.rejects.items()))
+        parts = ", ".join(f"{name} {timings.get(name, 0.0):.1f}" for name in ("read", "fit", "assign", "write"))
+        lines = [
+            f"rows      {counts['rows']:,} in {counts['clusters']:,} clusters ({counts['empty_clusters']:,} empty), "
+            f"largest {counts['largest_cluster']:,}, dimension {counts['dimension']:,}",
+            f"rejected  {sum(self.manifest.rejects.values()):,}" + (f"  ({reasons})" if reasons else ""),
+            f"inertia   {settings['inertia']:.6g} ({settings['inertia'] / max(counts['rows'], 1):.4f} a row), "
+            f"{counts['iterations']:,} iterations",
+            f"seconds in {parts}; wall {timings['wall']:.1f}",
+            f"output {self.output}  ({len(self.manifest.files):,} files)",
+        ]
+        return "\n".join(lines)
+
+
+def stage_key(config: KMeansConfig, inputs: Embeddings) -> StageKey:
+    """What decides the clusters: the input's listing and the options that affect them; given centroids by content."""
+    options = config.result_keys()
+    if config.centroids is not None:
+        from raycurate.core.config import fingerprint
+
+        options["centroids"] = fingerprint(given(config.centroids).tobytes().hex())
+    return StageKey(
+        stage="kmeans", algorithm_version=ALGORITHM_VERSION, input_fingerprint=inputs.fingerprint, options=options
+    )
+
+
+def plan_run(config: KMeansConfig) -> tuple[Embeddings, KMeansPlan, StageKey]:
+    """Everything that is checked before any work; needs a running Ray.
+
+    Raises:
+        RaycurateError: input, options or cluster cannot be used.
+    """
+    inputs = open_embeddings(config)
+    plan = make_plan(config, inputs, _clusters(config, inputs), capacity())
+    waits = [report.waits_for_nodes for report in plan.check(capacity()) if report.waits_for_nodes]
+    rows = f"{inputs.rows:,} vectors" if inputs.rows is not None else f"{len(inputs.files):,} files"
+    log.info("kmeans: %s of dimension %d; %s", rows, inputs.dimension, plan.describe())
+    for sentence in waits:
+        log.info("kmeans: %s", sentence)
+    return inputs, plan, stage_key(config, inputs)
+
+
+def _clusters(config: KMeansConfig, inputs: Embeddings) -> int:
+    if config.centroids is not None:
+        return len(given(config.centroids))
+    if config.n_clusters == "auto":
+        if inputs.rows is None:
+            raise ConfigError(
+                "the rows of JSON Lines are not counted beforehand, so auto has no number to go by",
+                where="n_clusters",
+                fix="Set n_clusters",
+            )
+        return max(1, round(math.sqrt(inputs.rows)))
+    if inputs.rows is not None and inputs.rows < config.n_clusters:
+        raise InputError(
+            f"{inputs.rows:,} rows cannot make {config.n_clusters:,} clusters",
+            where="n_clusters",
+            fix=f"Set n_clusters to {inputs.rows:,} or less",
+        )
+    return config.n_clusters
+
+
+def describe_plan(config: KMeansConfig) -> str:
+    """What a run would do on the cluster that is connected."""
+    inputs, plan, key = plan_run(config)
+    lines = [
+        f"input    {len(inputs.files):,} files, {inputs.vector_bytes:,} bytes of vectors as float32",
+        f"plan     {plan.describe()}",
+        *(
+            f"operator {op.name}: {op.workers_min} x {op.num_cpus:g} CPU, {op.num_gpus:g} GPU"
+            for operators in plan.operators()
+            for op in operators
+        ),
+        f"state    {state(config)}  (key {key.fingerprint()})",
+    ]
+    return "\n".join(lines)
+
+
+def state(config: KMeansConfig) -> str:
+    """One phrase for `raycurate info`: done, changed (and what), interrupted, not run, or what is in the way."""
+    try:
+        manifest = read_manifest(config.output)
+        if manifest is None:
+            staged = storage.join(config.output, STAGING)
+            return "interrupted; a new run goes on" if storage.exists(staged) else "not run"
+        is_done(config.output, stage_key(config, open_embeddings(config)))
+        return f"done, {manifest.counts['rows']:,} rows in {manifest.counts['clusters']:,} clusters"
+    except OutputExistsError:
+        assert manifest is not None
+        key = stage_key(config, open_embeddings(config))
+        return "changed: " + "; ".join(manifest.key.differences(key) or ["files are missing"])
+    except RaycurateError as error:
+        return f"cannot run: {error}"
+
+
+def kmeans(input: str | list[str], output: str, **options: Any) -> KMeansResult:
+    """Cluster the embeddings in `input` into `output`; needs a running Ray.
+
+    Args:
+        input: folder, file or glob of embeddings (Parquet or JSON Lines), or a list of them.
+        options: any option of `raycurate kmeans` (`raycurate kmeans --help`).
+
+    Raises:
+        RaycurateError: an option, the input or the cluster cannot be used.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        raise ConfigError("Ray is not running", where="rc.kmeans", fix="Call ray.init() first")
+    return run(KMeansConfig.parse({**options, "input": input, "output": output}, where="rc.kmeans"))
+
+
+def run(config: KMeansConfig) -> KMeansResult:
+    """Cluster `config.input` into `config.output`; a finished output is left alone, a killed run goes on.
+
+    Raises:
+        RaycurateError: the input, an option or the cluster cannot be used; too many rejects.
+    """
+    inputs, plan, key = plan_run(config)
+    done = is_done(config.output, key, overwrite=config.overwrite)
+    if done is not None:
+        storage.delete(storage.join(config.output, STAGING))
+        log.info("kmeans: %s is done, nothing to do", config.output)
+        return KMeansResult(config.output, done, skipped=True)
+    staging = staging_folder(config.output, f"{key.fingerprint()}-{plan.engine}")
+    clock = _Clock()
+    centres = _centres(plan, inputs, staging, key)
+    clock.lap("fit")
+    resumed = _assign(plan, inputs, centres, storage.join(staging, "rows"))
+    clock.lap("assign")
+    layout = _layout(config, inputs, key)
+    written = partition(storage.join(staging, "rows"), config.output, layout, len(centres.centroids))
+    clock.lap("write")
+    if not written.rows:
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(written.rejects.items()))
+        raise InputError(f"no vector could be used ({reasons})", where=str(config.input))
+    clock.resumed_rows = resumed
+    manifest = _manifest(plan, key, inputs, (centres, written, clock))
+    _commit(config, manifest, centres.centroids)
+    return KMeansResult(config.output, manifest, skipped=False)
+
+
+@dataclass
+class _Clock:
+    """Seconds by part, and how many rows were there before."""
+
+    resumed_rows: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.perf_counter)
+    last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name], self.last = now - self.last, now
+
+
+def _centres(plan: KMeansPlan, inputs: Embeddings, staging: str, key: StageKey) -> Centres:
+    """The centroids: given, fitted by an earlier attempt or run, or fitted now."""
+    from raycurate.kmeans.fitting import fit_centres
+
+    config = plan.config
+    if config.centroids is not None:
+        centroids = given(config.centroids)
+        if centroids.shape[1] != inputs.dimension:
+            raise InputError(
+                f"the centroids have {centroids.shape[1]} dimensions, the vectors {inputs.dimension}",
+                where=config.centroids,
+            )
+        return Centres(centroids)
+    name = f"{key.fingerprint()}-{plan.engine}.npz"
+    cached = storage.join(config.cache_path, name) if config.cache_path else None
+    fitted = storage.join(staging, "centroids.npz")
+    for place in [fitted, cached]:
+        found = kept(place, k=plan.k, dim=inputs.dimension) if place else None
+        if found is not None:
+            log.info("kmeans: centroids that were fitted before, from %s", place)
+            return found
+    centres = fit_centres(plan, inputs, staging)
+    for place in [fitted, cached]:
+        if place:
+            keep(place, centres)
+    return centres
+
+
+def _assign(plan: KMeansPlan, inputs: Embeddings, centres: Centres, staging: str) -> int:
+    """Every row not yet staged goes through the assignment; returns how many an earlier attempt staged."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    config = plan.config
+    done_keys, rows, rejects = committed_ref(staging)
+    if rows:
+        log.info("kmeans: going on after %s rows that an earlier attempt assigned", f"{rows:,}")
+    counter: Any = None
+    if config.max_rejects is not None:
+        counter = ray.remote(RejectCounter).options(num_cpus=0).remote(config.max_rejects, rejects)
+        ray.get(counter.add.remote(0))
+    source = VectorsDatasource(inputs.pieces, config, inputs.dimension, done_keys if rows else None)
+    dataset = ray.data.read_datasource(source, override_num_blocks=source.num_tasks, num_cpus=plan.task_cpus)
+    arguments = (ray.put(centres.centroids), config.embedding_field, plan.device)
+    options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    if plan.assigners:
+        compute = ActorPoolStrategy(min_size=1, max_size=plan.assigners)
+        remote = {**plan.config.actors.ray_remote_args(), "num_cpus": plan.task_cpus, "num_gpus": plan.gpus}
+        dataset = dataset.map_batches(Assign, fn_constructor_args=arguments, compute=compute, **options, **remote)
+    else:
+        dataset = dataset.map_batches(Assign(*arguments), num_cpus=plan.task_cpus, **options)
+    data_context(dataset)
+    storage.make_dir(staging)
+    try:
+        sink = StagingSink(staging, counter, name="Clusters", sorted_by=CENTROID)
+        dataset.write_datasink(sink, ray_remote_args={"num_cpus": plan.task_cpus})
+    except Exception as error:
+        found = user_error(error)
+        raise found if found is not None else error from error
+    return rows
+
+
+def _layout(config: KMeansConfig, inputs: Embeddings, key: StageKey) -> PartitionLayout:
+    from raycurate.core.contract import SCHEMA_KEY
+
+    columns = [config.id_field, config.embedding_field, L2, COSINE, *config.metadata_fields]
+    contract = inputs.contract
+    # The vectors were scaled to unit length here, whatever the model's habit is.
+    metadata = {SCHEMA_KEY: contract.model_copy(update={"normalize": True}).to_json().encode()} if contract else {}
+    return PartitionLayout(f"part-{key.fingerprint()[:8]}", list(dict.fromkeys(columns)), config.id_field, metadata)
+
+
+def _manifest(plan: KMeansPlan, key: StageKey, inputs: Embeddings, done: tuple[Centres, Finalised, _Clock]) -> Manifest:
+    config = plan.config
+    centres, written, clock = done
+    sizes: dict[str, int] = {}
+    for file in written.files:
+        if file.path.startswith("centroid="):
+            folder = file.path.partition("/")[0]
+            sizes[folder] = sizes.get(folder, 0) + (file.rows or 0)
+    timings = {**clock.seconds, "read": centres.read_seconds, "wall": time.perf_counter() - clock.began}
+    timings["fit"] = max(0.0, timings["fit"] - centres.read_seconds)
+    contract = inputs.contract.model_copy(update={"normalize": True}) if inputs.contract else None
+    return Manifest(
+        key=key,
+        inputs=[config.input] if isinstance(config.input, str) else list(config.input),
+        files=written.files,
+        counts={
+            "rows": written.rows,
+            "clusters": len(centres.centroids),
+            "empty_clusters": len(centres.centroids) - len(sizes),
+            "largest_cluster": max(sizes.values()),
+            "dimension": inputs.dimension,
+            "iterations": centres.iterations,
+            "fitted_rows": centres.rows,
+            "resumed_rows": clock.resumed_rows,
+        },
+        rejects=written.rejects,
+        timings={name: round(value, 3) for name, value in timings.items()},
+        settings={**config.redacted(), "plan": plan.describe(), "inertia": written.sums["inertia"]},
+        contract=contract.model_dump(mode="json") if contract else None,
+        versions=package_versions("raycurate", "ray", "torch", "cuml-cu13", "pyarrow"),
+    )
+
+
+def _commit(config: KMeansConfig, manifest: Manifest, centroids: np.ndarray) -> None:
+    """Make the output whole; only then drop the staging files and, with overwrite, the files it replaces."""
+    import io
+
+    old = read_manifest(config.output)
+    buffer = io.BytesIO()
+    np.save(buffer, centroids)
+    storage.write_bytes(storage.join(config.output, CENTROIDS), buffer.getvalue())
+    manifest.files.append(OutputFile(path=CENTROIDS, size=buffer.getbuffer().nbytes))
+    write_manifest(config.output, manifest)
+    listed = {f.path for f in manifest.files}
+    for replaced in old.files if old else []:
+        if replaced.path not in listed:
+            storage.delete(storage.join(config.output, replaced.path))
+    storage.delete(storage.join(config.output, STAGING))

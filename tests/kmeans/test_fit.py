@@ -1,0 +1,165 @@
+"""k-means against scikit-learn, and against itself on another number of ranks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+
+from raycurate.kmeans.assign import Centroids, assign
+from raycurate.kmeans.collective import Alone
+from raycurate.kmeans.lloyd import Iteration, inertia_of, lloyd
+from raycurate.kmeans.points import Points, uniform
+from raycurate.kmeans.seeding import random_rows, scalable_kmeans
+
+CPU = torch.device("cpu")
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def blobs(rows: int, dim: int, k: int, seed: int, spread: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    centres = unit(random.normal(size=(k, dim)))
+    labels = random.integers(0, k, rows)
+    return unit(centres[labels] + spread * random.normal(size=(rows, dim)) / np.sqrt(dim)), labels
+
+
+def points_of(rows: np.ndarray, *, parts: int = 1, first: int = 0, chunk: int = 1000) -> Points:
+    numbers = np.arange(first, first + len(rows))
+    return Points([np.ascontiguousarray(p) for p in np.array_split(rows, parts)], numbers, CPU, chunk)
+
+
+class Threads:
+    """Ranks as threads of this process: the group's protocol with nothing but a barrier."""
+
+    def __init__(self, rank: int, size: int, shared: dict[str, Any]) -> None:
+        self.rank, self.size, self.shared = rank, size, shared
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        self.shared["rows"][self.rank] = rows
+        self.shared["barrier"].wait()
+        whole = torch.cat([self.shared["rows"][r] for r in range(self.size)])
+        self.shared["barrier"].wait()
+        return whole
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.gather(tensor[None]).sum(0)
+
+
+def on_ranks(rows: np.ndarray, size: int, work: Callable[[Points, Any], Any]) -> list[Any]:
+    """What `work(points, group)` gives on each of `size` ranks that share the rows unevenly."""
+    if size == 1:
+        return [work(points_of(rows), Alone())]
+    cuts = np.linspace(0, 1, size + 1) ** 2 * len(rows)
+    bounds = cuts.astype(int)
+    shared = {"rows": [None] * size, "barrier": threading.Barrier(size)}
+    results: list[Any] = [None] * size
+
+    def run(rank: int) -> None:
+        points = points_of(rows[bounds[rank] : bounds[rank + 1]], parts=2, first=int(bounds[rank]))
+        results[rank] = work(points, Threads(rank, size, shared))
+
+    workers = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert not worker.is_alive(), "a rank did not finish"
+    return results
+
+
+@pytest.mark.parametrize("rough", [False, True])
+@pytest.mark.parametrize("clustered", [False, True])
+def test_assignment_is_that_of_float64(rough: bool, clustered: bool) -> None:
+    random = np.random.default_rng(0)
+    rows = blobs(3000, 48, 20, 0)[0] if clustered else unit(random.normal(size=(3000, 48)))
+    centres = rows[random.choice(3000, 200, replace=False)] * random.uniform(0.5, 1, (200, 1)).astype(np.float32)
+    labels, distances = assign(torch.from_numpy(rows), Centroids.of(torch.from_numpy(centres), rough=rough))
+    exact = ((rows[:, None].astype(np.float64) - centres[None]) ** 2).sum(2)
+    best = exact.min(1)
+    chosen = exact[np.arange(3000), labels.numpy()]
+    assert (chosen - best).max() < 1e-6
+    assert (labels.numpy() == exact.argmin(1)).mean() > 0.999
+    np.testing.assert_allclose(distances.numpy(), chosen, atol=1e-6)
+
+
+def test_lloyd_is_scikit_learns() -> None:
+    rows, _ = blobs(4000, 24, 30, 1, spread=0.9)
+    first = rows[:30].copy()
+    ours = lloyd(points_of(rows), torch.from_numpy(first), Alone(), max_iter=12, tol=0.0, rough=False)
+    theirs = KMeans(30, init=first, n_init=1, max_iter=12, tol=0.0, algorithm="lloyd").fit(rows)
+    np.testing.assert_allclose(ours.centroids.numpy(), theirs.cluster_centers_, atol=1e-5)
+    assert inertia_of(points_of(rows), ours.centroids, Alone(), rough=False) == pytest.approx(theirs.inertia_, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_result_does_not_depend_on_the_number_of_ranks(size: int) -> None:
+    rows, _ = blobs(3000, 16, 12, 2, spread=0.8)
+
+    def fit(points: Points, group: Any) -> Iteration:
+        first = scalable_kmeans(points, 12, group, seed=7, oversampling=2.0, rough=False)
+        return lloyd(points, first, group, max_iter=50, tol=1e-4, rough=False)
+
+    [alone] = on_ranks(rows, 1, fit)
+    together = on_ranks(rows, size, fit)
+    for result in together:
+        assert result.number == alone.number
+        np.testing.assert_allclose(result.centroids.numpy(), alone.centroids.numpy(), atol=1e-5)
+        assert result.inertia == pytest.approx(alone.inertia, rel=1e-6)
+
+
+def test_scalable_seeding_finds_separate_blobs() -> None:
+    rows, labels = blobs(2000, 32, 8, 3, spread=0.2)
+    first = scalable_kmeans(points_of(rows), 8, Alone(), seed=0, oversampling=2.0, rough=False)
+    done = lloyd(points_of(rows), first, Alone(), max_iter=100, tol=1e-4, rough=False)
+    found, _ = assign(torch.from_numpy(rows), Centroids.of(done.centroids, rough=False))
+    assert adjusted_rand_score(labels, found.numpy()) > 0.99
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_random_rows_are_rows_of_the_data_and_all_different(size: int) -> None:
+    rows = np.arange(500, dtype=np.float32)[:, None].repeat(2, 1)
+    for chosen in on_ranks(rows, size, lambda points, group: random_rows(points, 20, group, seed=5)):
+        values = chosen[:, 0].numpy()
+        assert len(set(values)) == 20
+        assert set(values) == set(on_ranks(rows, 1, lambda p, g: random_rows(p, 20, g, seed=5))[0][:, 0].numpy())
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_empty_cluster_takes_the_farthest_point(size: int) -> None:
+    rows = np.array([[0, 0], [0, 1], [1, 0], [9, 9]], np.float32)
+    first = torch.tensor([[0.0, 0.0], [50.0, 50.0]])
+    for done in on_ranks(rows, size, lambda p, g: lloyd(p, first, g, max_iter=5, tol=1e-6, rough=False)):
+        got = sorted(done.centroids.tolist())
+        np.testing.assert_allclose(got, [[1 / 3, 1 / 3], [9, 9]], atol=1e-6)
+        assert done.stopped and done.number < 5
+
+
+def test_going_on_from_saved_centroids_is_the_undisturbed_run() -> None:
+    rows, _ = blobs(2000, 16, 10, 4, spread=0.9)
+    first = torch.from_numpy(rows[:10].copy())
+    whole = lloyd(points_of(rows), first, Alone(), max_iter=9, tol=0.0, rough=False)
+    half = lloyd(points_of(rows), first, Alone(), max_iter=4, tol=0.0, rough=False)
+    rest = lloyd(
+        points_of(rows), half.centroids, Alone(), max_iter=9, tol=0.0, rough=False, start=4, last_inertia=half.inertia
+    )
+    assert torch.equal(rest.centroids, whole.centroids) and rest.number == whole.number
+
+
+def test_draws_depend_on_the_row_alone_and_are_uniform() -> None:
+    rows = np.arange(100_000)
+    whole = uniform(3, 1, rows)
+    np.testing.assert_array_equal(np.concatenate([uniform(3, 1, rows[:777]), uniform(3, 1, rows[777:])]), whole)
+    assert whole.min() >= 0 and whole.max() < 1
+    counts = np.histogram(whole, 50, (0, 1))[0]
+    assert ((counts - 2000) ** 2 / 2000).sum() < 100  # chi-square with 49 degrees of freedom: 1 in 50,000
+    for other in (uniform(3, 2, rows), uniform(4, 1, rows)):
+        assert abs(np.corrcoef(whole, other)[0, 1]) < 0.015
