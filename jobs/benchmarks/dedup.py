@@ -94,7 +94,7 @@ def stage(data: np.ndarray, eps: float, probes: list[int]) -> dict[str, dict[str
     import raycurate as rc
     from raycurate.kmeans.assignment import fixed_size_lists
 
-    ray.init(address="local", include_dashboard=False, logging_level="warning")
+    ray.init(address="local", include_dashboard=False, logging_level=30)
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "in").mkdir()

@@ -202,7 +202,7 @@ def scaling(folder: Path, init: str, result: dict[str, Any]) -> dict[str, Any]:
     import ray
 
     iterations = int(result["rows"]["raycurate"]["iterations"])
-    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level=30)
     one, two = (group(folder, init, iterations, workers) for workers in (1, 2))
     ray.shutdown()
     result["rows"]["raycurate, group of 2"] = {"seconds": two, "iterations": iterations}

@@ -26,13 +26,13 @@ from torch import Tensor
 from raycurate.encoders.devices import matmul_precision
 from raycurate.kmeans.assign import rough_is_faster
 
-_SCORES = 1 << 24  # scores held at a time: 32 MiB of bfloat16
-_ROWS = 4096  # rows of a block: the more, the less often oneDNN packs the columns
-_TILE = 256  # columns of one bfloat16 product on a CPU: what a core writes is still in its cache when it is read
+_SCORES = 1 << 22  # scores held at a time: 8 MiB of bfloat16, which a large cache keeps
+_ROWS = 2048  # rows of a block: the more, the less often the columns are repacked for the product
+_TILE = 512  # columns of one bfloat16 product on a CPU: oneDNN repacks wide ones, and these are still cached when read
 _GROUP = 64  # columns under one maximum
 _PLAIN_ROWS = 512  # rows of one float32 product
 _SMALL = 512  # rows up to which the bfloat16 pass costs more than it saves
-_GATHERED = 1 << 19  # elements gathered at a time to score single pairs: the cache's size
+_GATHERED = 1 << 17  # elements gathered at a time to score single pairs: the cache's size
 _PER_OPEN = 128  # one pair scored by itself costs about what this many scores of a float32 product do
 _NEVER = 0x7FFF
 
@@ -163,6 +163,8 @@ class _Search:
         self.rough_ND = exact_ND.bfloat16() if rough else None
         self.lost_N = _lost(exact_ND, self.rough_ND) if self.rough_ND is not None else torch.zeros_like(self.norms_N)
         self.scores = torch.empty(self.rows * self.span if rough else 0, dtype=torch.bfloat16, device=device)
+        step, dim = max(1, _GATHERED // exact_ND.shape[1]), exact_ND.shape[1]
+        self.work = [torch.empty(step, dim, dtype=t, device=device) for t in (torch.float32, *[torch.float64] * 2)]
         self.best_N = torch.full((n,), -torch.inf, device=device)
         self.lower_N = self.best_N.clone()
         self.earlier_N = torch.arange(first, first + n, device=device)
@@ -223,7 +225,8 @@ class _Search:
         crowded_B = threshold_B <= 0
         threshold_B.masked_fill_(crowded_B, _NEVER)
         tile_Q, row_Q, group_Q = (groups_TBK >= threshold_B[:, None]).nonzero().unbind(1)
-        bits_QG = bits_TBS.view(-1, _GROUP)[(tile_Q * block.size + row_Q) * groups_TBK.shape[2] + group_Q]
+        at_Q = (tile_Q * block.size + row_Q) * groups_TBK.shape[2] + group_Q
+        bits_QG = bits_TBS.view(-1, _GROUP).index_select(0, at_Q)
         open_QG = bits_QG >= threshold_B[row_Q][:, None]
         count_B = torch.zeros(block.size, dtype=torch.int64, device=row_Q.device).index_add_(0, row_Q, open_QG.sum(1))
         crowded_B |= count_B > _most_open(hi - lo)
@@ -311,10 +314,14 @@ class _Search:
     def _cosines(self, block: _Block, row_P: Tensor, column_P: Tensor) -> Tensor:
         """float32 cosines of single pairs, summed in float64: the same wherever the pair was found."""
         values_P = torch.empty(len(row_P), dtype=torch.float32, device=row_P.device)
-        step = max(1, _GATHERED // self.exact_ND.shape[1])
+        gathered_PD, rows_PD, columns_PD = self.work
+        step = len(gathered_PD)
         for at in range(0, len(row_P), step):
-            rows_PD = self.exact_ND[row_P[at : at + step] + block.at].double()
-            values_P[at : at + step] = rows_PD.mul_(block.columns.exact_MD[column_P[at : at + step]]).sum(1)
+            row, column = row_P[at : at + step] + block.at, column_P[at : at + step]
+            part = slice(0, len(row))
+            rows_PD[part] = torch.index_select(self.exact_ND, 0, row, out=gathered_PD[part])
+            columns_PD[part] = torch.index_select(block.columns.exact_MD, 0, column, out=gathered_PD[part])
+            values_P[at : at + step] = rows_PD[part].mul_(columns_PD[part]).sum(1)
         return values_P
 
     def _keep_edges(self, block: _Block, row_E: Tensor, column_E: Tensor, values_E: Tensor) -> None:
@@ -356,8 +363,13 @@ def _tensor(rows_ND: np.ndarray, device: torch.device) -> Tensor:
 def _lost(exact_ND: Tensor, rough_ND: Tensor) -> Tensor:
     """||x - rough x|| of each row, a few rows at a time."""
     step = max(1, _GATHERED // exact_ND.shape[1])
-    parts = zip(exact_ND.split(step), rough_ND.split(step), strict=True)
-    return torch.cat([(exact_BD - rough_BD.float()).norm(dim=1) for exact_BD, rough_BD in parts])
+    work_BD = torch.empty_like(exact_ND[:step])  # one for all parts: fresh memory costs more than the arithmetic
+    lost_N = torch.empty_like(exact_ND[:, 0])
+    for at in range(0, len(exact_ND), step):
+        exact_BD = exact_ND[at : at + step]
+        lost_BD = work_BD[: len(exact_BD)].copy_(rough_ND[at : at + step]).sub_(exact_BD)
+        lost_N[at : at + step] = lost_BD.norm(dim=1)
+    return lost_N
 
 
 def _most_open(columns: int) -> int:

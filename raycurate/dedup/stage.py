@@ -235,7 +235,10 @@ def run(config: DedupConfig) -> DedupResult:
     counted = decide_all(config.output, pairs, rule, default_sweep(config.score_floor), probe=config.probe, write=name)
     clock, seconds["decide"] = time.perf_counter(), time.perf_counter() - clock
     files = [*pairs, *(counted.files or [])]
-    settings: dict[str, Any] = {"sweep": counted.sweep, "pairs_key": pairs_key(config, inputs)}
+    settings: dict[str, Any] = {
+        "sweep": {f"{eps:g}": removed for eps, removed in (counted.sweep or {}).items()},
+        "pairs_key": pairs_key(config, inputs),
+    }
     counts = {
         "rows": counted.rows,
         "removed": counted.removed,

@@ -57,7 +57,9 @@ class KMeansConfig(VectorsOptions):
         "auto", "What fits: raft (cuML on GPUs) or torch; auto is raft where there are GPUs and RAPIDS is installed."
     )
     num_workers: Annotated[int, Field(gt=0)] | Literal["auto"] = option(
-        "auto", "Members of the fitting group; auto is one a GPU, or one a core up to eight a node.", operational=True
+        "auto",
+        "Members of the fitting group; auto is one a GPU, or one a core up to eight a node, and as many as pay.",
+        operational=True,
     )
     device: Literal["auto", "cpu", "cuda"] = option(
         "auto", "Where to compute; auto is CUDA where there are GPUs.", operational=True

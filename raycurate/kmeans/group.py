@@ -127,7 +127,7 @@ class KMeansGroup:
         """One failure more; raises when that is one too many."""
         self.failures += 1
         if self.failures > self.plan.max_failures:
-            raise RaycurateError(f"{what}, and so {self.failures} times", where="kmeans", fix=fix) from error
+            raise RaycurateError(f"the group failed {self.failures} times: {what}", where="kmeans", fix=fix) from error
         log.warning("kmeans: %s; a new group goes on from the saved centroids", what)
 
     def _late(self) -> str:
@@ -229,7 +229,7 @@ _LOST = "Look at the worker's log; if its node ran out of memory, use more worke
 
 
 def _brief(error: Exception) -> str:
-    """The last line of a worker's traceback, or the first of any other message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    worth = lines[-1:] if isinstance(error, CollectiveError) else lines[:1]
-    return (worth or [type(error).__name__])[0][:200]
+    """The last line of what Ray says of a failure, and which process it was where that is known."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    process = [line for line in lines[:-1] if line.startswith(("pid:", "ip:"))]
+    return ", ".join([*process, lines[-1][:200]])

@@ -11,6 +11,7 @@ from raycurate.kmeans.config import KMeansConfig
 from raycurate.kmeans.inputs import Embeddings
 
 _MOST_A_NODE = 8  # members of the group on a CPU node; more cores become threads
+_BYTES_A_WORKER = 8 * 1024 * 1024  # of vectors
 _HOST_SHARE = 0.6  # of the nodes' memory that the vectors of a fit may take
 
 
@@ -80,8 +81,7 @@ def make_plan(config: KMeansConfig, inputs: Embeddings, k: int, capacity: Capaci
         workers, threads = _cpu_workers(capacity)
         cpus = config.actors.num_cpus if config.actors.num_cpus is not None else float(threads)
         threads = max(1, int(cpus)) if config.actors.num_cpus is not None else threads
-    if config.num_workers != "auto":
-        workers = config.num_workers
+    workers = config.num_workers if config.num_workers != "auto" else min(workers, _worth(inputs))
     if not config.centroids:
         _check_memory(config, inputs, capacity)
     task_cpus = 0.5 if capacity.largest_node.cpu <= 2 else 1.0
@@ -97,7 +97,8 @@ def _engine(config: KMeansConfig, on_gpu: bool) -> tuple[Literal["torch", "raft"
         return config.engine, "asked for"
     if not on_gpu:
         return "torch", "auto: no GPU"
-    # Actors with an environment of their own are there for RAPIDS, which shares none with vLLM.
+    if config.warm_start_fraction is not None:
+        return "torch", "auto: raft has no warm start"
     if find_spec("cuml") and find_spec("raft_dask"):
         return "raft", "auto: GPUs, and RAPIDS is installed"
     return "torch", "auto: GPUs, but RAPIDS is not installed"
@@ -108,6 +109,11 @@ def _cpu_workers(capacity: Capacity) -> tuple[int, int]:
     cores = max(1, int(capacity.largest_node.cpu))
     threads = -(-cores // _MOST_A_NODE)
     return max(1, sum(int(node.resources.get("CPU", 0)) // threads for node in capacity.nodes)), threads
+
+
+def _worth(inputs: Embeddings) -> int:
+    """Workers that pay: a member with little to do costs more to start than it saves."""
+    return max(1, inputs.vector_bytes // _BYTES_A_WORKER)
 
 
 def _check_memory(config: KMeansConfig, inputs: Embeddings, capacity: Capacity) -> None:

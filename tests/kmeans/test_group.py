@@ -14,11 +14,14 @@ import pytest
 
 from raycurate.core import storage
 from raycurate.core.capacity import NodeShape
+from raycurate.core.cluster import environment_versions
 from raycurate.core.errors import CapacityError, ConfigError, InputError, RaycurateError
 from raycurate.kmeans.checkpoint import load
 from raycurate.kmeans.group import GroupPlan, KMeansGroup
 from raycurate.kmeans.options import FitOptions
 from raycurate.kmeans.shards import Piece, pieces_of
+from raycurate.kmeans.torch_engine import Fit
+from raycurate.kmeans.worker import KMeansWorker
 from tests.kmeans.test_fit import blobs
 from tests.kmeans.test_shards import write
 
@@ -40,13 +43,25 @@ def plan(size: int, **other: Any) -> GroupPlan:
     return GroupPlan(size, **{"cpus": 0.5, "threads": 1, "timeout_s": 20.0, **other})
 
 
+def alone(pieces: list[Piece], options: FitOptions) -> Fit:
+    """The fit of one worker, in this process."""
+    worker = KMeansWorker(threads=0)
+    worker.check(environment_versions(), "torch")
+    worker.load(pieces, 16, options)
+    return worker.fit(16, options)
+
+
 @on_ray
-def test_two_workers_give_what_one_gives(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "fractions", [{}, {"fit_data_fraction": 0.5, "warm_start_fraction": 0.5}], ids=["all", "shares"]
+)
+def test_two_workers_give_what_one_gives(tmp_path: Path, fractions: dict[str, float]) -> None:
     pieces = vectors(tmp_path)
-    options = FitOptions(20, max_iter=30)
-    one, two = (KMeansGroup(plan(n), pieces, 16).fit(options) for n in (1, 2))
+    options = FitOptions(20, max_iter=30, **fractions)
+    one, two = alone(pieces, options), KMeansGroup(plan(2), pieces, 16).fit(options)
     np.testing.assert_allclose(two.centroids, one.centroids, atol=1e-5)
-    assert (two.iterations, two.rows) == (one.iterations, 4000)
+    assert (two.iterations, two.rows) == (one.iterations, one.rows)
+    assert two.rows == 4000 or (fractions and 1800 < two.rows < 2200)
     assert two.inertia == pytest.approx(one.inertia, rel=1e-6)
     assert two.seconds_seed is not None and 0 < two.seconds_seed < two.seconds
 
@@ -57,14 +72,14 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path: Path) 
     import ray
 
     (tmp_path / "in").mkdir()
-    pieces = vectors(tmp_path / "in", rows=40_000, k=200, group=10_000)
+    pieces = vectors(tmp_path / "in", rows=20_000, k=100, group=5000)
     state = str(tmp_path / "state")
-    options = FitOptions(200, max_iter=60, tol=0.0, checkpoint_every=1, init="random")
-    undisturbed = KMeansGroup(plan(1), pieces, 16).fit(options)
+    options = FitOptions(100, max_iter=60, tol=0.0, checkpoint_every=1, init="random")
+    undisturbed = alone(pieces, options)
     group = KMeansGroup(plan(2), pieces, 16)
 
     def disturb() -> None:
-        while (saved := load(state, k=200, dim=16)) is None or saved.iteration < 5:
+        while (saved := load(state, k=100, dim=16)) is None or saved.iteration < 5:
             time.sleep(0.02)
         os.kill(ray.get(group.workers[1].ping.remote()), signal.SIGKILL)
 
@@ -81,7 +96,7 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path: Path) 
 @on_ray
 def test_workers_that_do_not_meet_in_time_are_tried_again_and_then_named(tmp_path: Path) -> None:
     group = KMeansGroup(plan(2, timeout_s=0.001, max_failures=1), vectors(tmp_path), 16)
-    with pytest.raises(RaycurateError, match=r"collective failed with all workers alive.*2 times") as error:
+    with pytest.raises(RaycurateError, match=r"failed 2 times: a collective failed with all workers alive") as error:
         group.fit(FitOptions(20))
     assert group.failures == 2 and "collective_timeout_s" in str(error.value)
     assert not group.workers
@@ -90,7 +105,7 @@ def test_workers_that_do_not_meet_in_time_are_tried_again_and_then_named(tmp_pat
 @on_ray
 def test_a_worker_whose_rows_are_all_left_out_has_no_part(tmp_path: Path) -> None:
     vectors(tmp_path, files=1)
-    broken = np.random.default_rng(0).normal(size=(4000, 16))
+    broken = np.random.default_rng(0).normal(size=(6000, 16))
     broken[:, 0] = np.nan
     write(tmp_path / "1.parquet", broken, group=300)
     group = KMeansGroup(plan(2), pieces_in(tmp_path), 16)

@@ -47,7 +47,7 @@ def matrix(table: pa.Table, name: str = "embeddings") -> np.ndarray:
 
 
 def test_rows_lie_by_their_nearest_centroid_with_both_distances(tmp_path: Path) -> None:
-    data, labels = blobs(3000, 24, 12, 0)
+    data, labels = blobs(3000, 24, 12, 1)
     for i, part in enumerate(np.array_split(data, 3)):
         write(tmp_path / f"in/{i}.parquet", 3.0 * part, first=i * 1000)
     result = rc.kmeans(str(tmp_path / "in"), str(tmp_path / "out"), n_clusters=12, metadata_fields=["length"])
