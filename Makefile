@@ -38,7 +38,11 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
+	$(BIN)/python -m pip install --quiet --constraint constraints-cpu.txt --editable ".[dev,bench]"
 	$(BIN)/python jobs/benchmarks/embed.py
+	$(BIN)/raycurate run -c quickstart --to embed
+	$(BIN)/python jobs/benchmarks/kmeans.py
+	$(BIN)/python jobs/benchmarks/dedup.py
 
 # Freeze what `make install` resolved, after a change of the dependencies has been tested.
 constraints: install

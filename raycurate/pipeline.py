@@ -97,6 +97,7 @@ STAGES: dict[str, Stage] = {
             "raycurate.kmeans.stage:state",
             "raycurate.kmeans.stage:describe_plan",
             wiring={"input": "${workdir}/embeddings", "output": "${workdir}/clusters", "random_state": "${seed}"},
+            optional=True,
         ),
         Stage(
             "dedup",
@@ -111,6 +112,7 @@ STAGES: dict[str, Stage] = {
                 "output": "${workdir}/dedup",
                 "random_state": "${seed}",
             },
+            optional=True,
         ),
     )
 }
@@ -172,12 +174,13 @@ def run(
 
 
 def _forget(output: str) -> None:
-    """Rename the key in an output's manifest so that a forced stage does not take it for done."""
+    """Change an output's manifest so that a forced stage takes neither it nor a part of it for done."""
     from raycurate.core.manifest import read_manifest, write_manifest
 
     manifest = read_manifest(output)
     if manifest is not None:
         manifest.key.input_fingerprint = "(forced)"
+        manifest.settings = {}
         write_manifest(output, manifest)
 
 

@@ -99,21 +99,26 @@ def test_every_shipped_recipe_is_valid(name: str) -> None:
 
 
 def test_run_pipeline_then_skip_then_force(tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """`raycurate run`: both stages, a second run that does nothing, --force that does it again, --to that stops."""
+    """`raycurate run`: all stages, a second run that does nothing, --force that does it again."""
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.txt").write_text("one text")
+    (tmp_path / "docs" / "b.txt").write_text("one text")
     (tmp_path / "r.yaml").write_text(
         f"workdir: {tmp_path}/work\ncorpus: {tmp_path}/docs\nmodel: hash\n"
-        "embed:\n  engine: tests.embed.hashing:HashEncoder\n"
+        "embed:\n  engine: tests.embed.hashing:HashEncoder\nkmeans: {}\ndedup: {}\n"
     )
     recipe = str(tmp_path / "r.yaml")
     code, out, _ = said(capsys, "run", "-c", recipe)
-    assert code == 0 and "documents 1" in out and "sample-corpus" not in out
+    assert code == 0 and "documents 2" in out and "sample-corpus" not in out
+    assert "removed   1 (50.00%)" in out and "documents 1 kept" in out
     written = (tmp_path / "work" / "embeddings" / "manifest.json").stat().st_mtime_ns
-    assert "== embed (done before)" in said(capsys, "run", "-c", recipe)[1]
+    again = said(capsys, "run", "-c", recipe)[1]
+    assert all(f"== {stage} (done before)" in again for stage in ("embed", "kmeans", "dedup"))
     assert (tmp_path / "work" / "embeddings" / "manifest.json").stat().st_mtime_ns == written
     code, out, _ = said(capsys, "run", "-c", recipe, "--force", "embed")
-    assert code == 0 and "(done before)" not in out
-    assert "done, 1 documents" in said(capsys, "info", "-c", recipe)[1]
+    assert code == 0 and "(done before)" not in out and "removed   1 (50.00%)" in out
+    code, out, _ = said(capsys, "rethreshold", str(tmp_path / "work/dedup"), "0.01", "0.1")
+    assert code == 0 and "eps 0.1  removed 1 of 2 (50.00%)" in out
+    assert "done, 2 documents" in said(capsys, "info", "-c", recipe)[1]
     code, _, err = said(capsys, "run", "-c", recipe, "embed.keep_text=true")
     assert code == 2 and "keep_text: False -> True" in err

@@ -36,7 +36,7 @@ RECIPE_FILE = "recipe.yaml"
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _POLL_S = 0.5
 # Keys whose value is a place, absolute or not; any other value counts as a path when it is absolute and is there.
-_PLACES = ("workdir", "corpus", "model", "input", "output")
+_PLACES = ("workdir", "corpus", "model", "input", "output", "documents", "against", "centroids", "cache_path")
 
 
 @dataclass(frozen=True)

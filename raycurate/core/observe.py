@@ -121,6 +121,23 @@ class Progress:
         self.close()
 
 
+class Clock:
+    """Seconds of a run by part: each `lap` names what was done since the one before."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name], self._last = now - self._last, now
+
+    def timings(self) -> dict[str, float]:
+        """All parts and the whole (`wall`), for a manifest."""
+        whole = {**self.seconds, "wall": time.perf_counter() - self._began}
+        return {name: round(seconds, 3) for name, seconds in whole.items()}
+
+
 _metrics: dict[str, Any] = {}  # one metric a name and process; a second one of the name would be a second series
 _metrics_lock = threading.Lock()
 

@@ -115,8 +115,9 @@ class _Columns:
         widest = float(exact_MD.norm(dim=1).max())
         if not pad:
             return cls(start, exact_MD, None, widest, 0.0)
-        rough_MD = exact_MD.new_zeros((-(-len(exact_MD) // pad) * pad, exact_MD.shape[1]), dtype=torch.bfloat16)
+        rough_MD = exact_MD.new_empty((-(-len(exact_MD) // pad) * pad, exact_MD.shape[1]), dtype=torch.bfloat16)
         rough_MD[: len(exact_MD)] = exact_MD
+        rough_MD[len(exact_MD) :] = 0
         return cls(start, exact_MD, rough_MD, widest, float(_lost(exact_MD, rough_MD[: len(exact_MD)]).max()))
 
 

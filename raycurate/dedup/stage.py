@@ -8,7 +8,6 @@ Killed at any point and started again, the stage goes on piece by piece.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from raycurate.core.capacity import OperatorDemand
 from raycurate.core.cluster import capacity, check_plan, remote_task
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError, InputError, OutputExistsError, RaycurateError
+from raycurate.core.finalise import Finalised
 from raycurate.core.manifest import (
     MANIFEST,
     STAGING,
@@ -31,7 +31,7 @@ from raycurate.core.manifest import (
     read_manifest,
     write_manifest,
 )
-from raycurate.core.observe import get_logger
+from raycurate.core.observe import Clock, get_logger
 from raycurate.core.staging import staging_folder
 from raycurate.data.documents import DocumentsOptions, Listing, list_documents
 from raycurate.dedup import recall as recalling
@@ -226,52 +226,60 @@ def run(config: DedupConfig) -> DedupResult:
         storage.delete(storage.join(config.output, STAGING))
         log.info("dedup: %s is done, nothing to do", config.output)
         return DedupResult(config.output, done, skipped=True)
-    seconds: dict[str, float] = {}
-    clock = began = time.perf_counter()
+    clock = Clock()
     pairs = _pairs(config, inputs, resources, device)
-    clock, seconds["pairwise"] = time.perf_counter(), time.perf_counter() - clock
+    clock.lap("pairwise")
     rule = Rule(config.eps, config.decision)
     name = f"part-{key.fingerprint()[:8]}"
     counted = decide_all(config.output, pairs, rule, default_sweep(config.score_floor), probe=config.probe, write=name)
-    clock, seconds["decide"] = time.perf_counter(), time.perf_counter() - clock
-    files = [*pairs, *(counted.files or [])]
+    clock.lap("decide")
     settings: dict[str, Any] = {
         "sweep": {f"{eps:g}": removed for eps, removed in (counted.sweep or {}).items()},
         "pairs_key": pairs_key(config, inputs),
     }
+    duplicates = counted.files or []
+    documents = _kept_documents(config, inputs, key, duplicates)
+    if documents is not None:
+        clock.lap("documents")
+    if config.recall_sample:
+        settings["recall"] = vars(_recall(config, inputs, pairs, rule))
+        clock.lap("recall")
     counts = {
         "rows": counted.rows,
         "removed": counted.removed,
         "clusters": len(inputs.clusters.rows),
         "edges": sum(file.rows or 0 for file in pairs if file.path.startswith("edges/")),
     }
-    rejects: dict[str, int] = {}
-    if inputs.documents is not None and inputs.listing is not None:
-        removed = removed_keys([storage.join(config.output, file.path) for file in counted.files or []])
-        staging = staging_folder(config.output, f"documents-{key.fingerprint()}")
-        folder = storage.join(config.output, "documents")
-        written = write_documents(inputs.documents, inputs.listing, removed, folder, staging, name=name)
-        files += [file.model_copy(update={"path": f"documents/{file.path}"}) for file in written.files]
-        counts["documents"], rejects = written.rows, written.rejects
-        clock, seconds["documents"] = time.perf_counter(), time.perf_counter() - clock
-    if config.recall_sample:
-        settings["recall"] = vars(_recall(config, inputs, pairs, rule))
-        seconds["recall"] = time.perf_counter() - clock
-    seconds["wall"] = time.perf_counter() - began
+    if documents is not None:
+        counts["documents"] = documents.rows
     contract = inputs.clusters.contract
     manifest = Manifest(
         key=key,
         inputs=[config.input],
-        files=files,
+        files=[*pairs, *duplicates, *(documents.files if documents else [])],
         counts=counts,
-        rejects=rejects,
-        timings={part: round(value, 3) for part, value in seconds.items()},
+        rejects=documents.rejects if documents else {},
+        timings=clock.timings(),
         settings={**config.redacted(), **settings},
         contract=contract.model_dump(mode="json") if contract else None,
         versions=package_versions("raycurate", "ray", "torch", "pyarrow"),
     )
     _commit(config, manifest)
     return DedupResult(config.output, manifest)
+
+
+def _kept_documents(
+    config: DedupConfig, inputs: Inputs, key: StageKey, duplicates: list[OutputFile]
+) -> Finalised | None:
+    """`documents/`: what is left of the documents; None when they were not given. Paths are the output's."""
+    if inputs.documents is None or inputs.listing is None:
+        return None
+    removed = removed_keys([storage.join(config.output, file.path) for file in duplicates])
+    staging = staging_folder(config.output, f"documents-{key.fingerprint()}")
+    folder, name = storage.join(config.output, "documents"), f"part-{key.fingerprint()[:8]}"
+    written = write_documents(inputs.documents, inputs.listing, removed, folder, staging, name=name)
+    written.files = [file.model_copy(update={"path": f"documents/{file.path}"}) for file in written.files]
+    return written
 
 
 def _pairs(config: DedupConfig, inputs: Inputs, resources: Resources, device: str) -> list[OutputFile]:

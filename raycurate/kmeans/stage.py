@@ -9,14 +9,14 @@ the stream goes: a killed run goes on from both, and the output is whole when it
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from raycurate.core import storage
 from raycurate.core.cluster import capacity, data_context, user_error
+from raycurate.core.contract import SCHEMA_KEY, EmbeddingContract
 from raycurate.core.errors import ConfigError, InputError, OutputExistsError, RaycurateError
 from raycurate.core.finalise import Finalised
 from raycurate.core.manifest import (
@@ -29,7 +29,7 @@ from raycurate.core.manifest import (
     read_manifest,
     write_manifest,
 )
-from raycurate.core.observe import get_logger
+from raycurate.core.observe import Clock, get_logger
 from raycurate.core.staging import RejectCounter, StagingSink, committed_ref, staging_folder
 from raycurate.kmeans.assignment import CENTROID, COSINE, L2, Assign, VectorsDatasource
 from raycurate.kmeans.centroids import CENTROIDS, Centres, given, keep, kept
@@ -89,6 +89,8 @@ def plan_run(config: KMeansConfig) -> tuple[Embeddings, KMeansPlan, StageKey]:
         RaycurateError: input, options or cluster cannot be used.
     """
     inputs = open_embeddings(config)
+    if config.centroids is not None:
+        _check_centroids(config.centroids, inputs)
     plan = make_plan(config, inputs, _clusters(config, inputs), capacity())
     waits = [report.waits_for_nodes for report in plan.check(capacity()) if report.waits_for_nodes]
     rows = f"{inputs.rows:,} vectors" if inputs.rows is not None else f"{len(inputs.files):,} files"
@@ -96,6 +98,24 @@ def plan_run(config: KMeansConfig) -> tuple[Embeddings, KMeansPlan, StageKey]:
     for sentence in waits:
         log.info("kmeans: %s", sentence)
     return inputs, plan, stage_key(config, inputs)
+
+
+def _check_centroids(path: str, inputs: Embeddings) -> None:
+    """Centroids and vectors must be of one space: the dimension, and the contract where both have one."""
+    centroids = given(path)
+    if centroids.shape[1] != inputs.dimension:
+        raise InputError(
+            f"the centroids have {centroids.shape[1]} dimensions, the vectors {inputs.dimension}", where=path
+        )
+    made = None if path.endswith(".npy") else read_manifest(path)
+    if made is not None and made.contract is not None and inputs.contract is not None:
+        theirs = EmbeddingContract.model_validate(made.contract)
+        _normalised(inputs.contract).require_same(theirs, here="the input", there=path)
+
+
+def _normalised(contract: EmbeddingContract) -> EmbeddingContract:
+    """Of the output: the vectors were scaled to unit length here, whatever the model's habit is."""
+    return contract.model_copy(update={"normalize": True})
 
 
 def _clusters(config: KMeansConfig, inputs: Embeddings) -> int:
@@ -181,7 +201,7 @@ def run(config: KMeansConfig) -> KMeansResult:
         log.info("kmeans: %s is done, nothing to do", config.output)
         return KMeansResult(config.output, done, skipped=True)
     staging = staging_folder(config.output, f"{key.fingerprint()}-{plan.engine}")
-    clock = _Clock()
+    clock = Clock()
     centres = _centres(plan, inputs, staging, key)
     clock.lap("fit")
     resumed = _assign(plan, inputs, centres, storage.join(staging, "rows"))
@@ -192,24 +212,12 @@ def run(config: KMeansConfig) -> KMeansResult:
     if not written.rows:
         reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(written.rejects.items()))
         raise InputError(f"no vector could be used ({reasons})", where=str(config.input))
-    clock.resumed_rows = resumed
-    manifest = _manifest(plan, key, inputs, (centres, written, clock))
+    manifest = _manifest(plan, key, inputs, (centres, written))
+    manifest.counts["resumed_rows"] = resumed
+    manifest.timings = clock.timings() | {"read": round(centres.read_seconds, 3)}
+    manifest.timings["fit"] = max(0.0, manifest.timings["fit"] - manifest.timings["read"])
     _commit(config, manifest, centres.centroids)
     return KMeansResult(config.output, manifest, skipped=False)
-
-
-@dataclass
-class _Clock:
-    """Seconds by part, and how many rows were there before."""
-
-    resumed_rows: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    began: float = field(default_factory=time.perf_counter)
-    last: float = field(default_factory=time.perf_counter)
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name], self.last = now - self.last, now
 
 
 def _centres(plan: KMeansPlan, inputs: Embeddings, staging: str, key: StageKey) -> Centres:
@@ -218,13 +226,7 @@ def _centres(plan: KMeansPlan, inputs: Embeddings, staging: str, key: StageKey) 
 
     config = plan.config
     if config.centroids is not None:
-        centroids = given(config.centroids)
-        if centroids.shape[1] != inputs.dimension:
-            raise InputError(
-                f"the centroids have {centroids.shape[1]} dimensions, the vectors {inputs.dimension}",
-                where=config.centroids,
-            )
-        return Centres(centroids)
+        return Centres(given(config.centroids))
     name = f"{key.fingerprint()}-{plan.engine}.npz"
     cached = storage.join(config.cache_path, name) if config.cache_path else None
     fitted = storage.join(staging, "centroids.npz")
@@ -275,26 +277,20 @@ def _assign(plan: KMeansPlan, inputs: Embeddings, centres: Centres, staging: str
 
 
 def _layout(config: KMeansConfig, inputs: Embeddings, key: StageKey) -> PartitionLayout:
-    from raycurate.core.contract import SCHEMA_KEY
-
     columns = [config.id_field, config.embedding_field, L2, COSINE, *config.metadata_fields]
-    contract = inputs.contract
-    # The vectors were scaled to unit length here, whatever the model's habit is.
-    metadata = {SCHEMA_KEY: contract.model_copy(update={"normalize": True}).to_json().encode()} if contract else {}
+    metadata = {SCHEMA_KEY: _normalised(inputs.contract).to_json().encode()} if inputs.contract else {}
     return PartitionLayout(f"part-{key.fingerprint()[:8]}", list(dict.fromkeys(columns)), config.id_field, metadata)
 
 
-def _manifest(plan: KMeansPlan, key: StageKey, inputs: Embeddings, done: tuple[Centres, Finalised, _Clock]) -> Manifest:
+def _manifest(plan: KMeansPlan, key: StageKey, inputs: Embeddings, done: tuple[Centres, Finalised]) -> Manifest:
     config = plan.config
-    centres, written, clock = done
+    centres, written = done
     sizes: dict[str, int] = {}
     for file in written.files:
         if file.path.startswith("centroid="):
             folder = file.path.partition("/")[0]
             sizes[folder] = sizes.get(folder, 0) + (file.rows or 0)
-    timings = {**clock.seconds, "read": centres.read_seconds, "wall": time.perf_counter() - clock.began}
-    timings["fit"] = max(0.0, timings["fit"] - centres.read_seconds)
-    contract = inputs.contract.model_copy(update={"normalize": True}) if inputs.contract else None
+    contract = _normalised(inputs.contract) if inputs.contract else None
     return Manifest(
         key=key,
         inputs=[config.input] if isinstance(config.input, str) else list(config.input),
@@ -307,10 +303,8 @@ def _manifest(plan: KMeansPlan, key: StageKey, inputs: Embeddings, done: tuple[C
             "dimension": inputs.dimension,
             "iterations": centres.iterations,
             "fitted_rows": centres.rows,
-            "resumed_rows": clock.resumed_rows,
         },
         rejects=written.rejects,
-        timings={name: round(value, 3) for name, value in timings.items()},
         settings={**config.redacted(), "plan": plan.describe(), "inertia": written.sums["inertia"]},
         contract=contract.model_dump(mode="json") if contract else None,
         versions=package_versions("raycurate", "ray", "torch", "cuml-cu13", "pyarrow"),

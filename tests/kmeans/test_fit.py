@@ -163,3 +163,21 @@ def test_draws_depend_on_the_row_alone_and_are_uniform() -> None:
     assert ((counts - 2000) ** 2 / 2000).sum() < 100  # chi-square with 49 degrees of freedom: 1 in 50,000
     for other in (uniform(3, 2, rows), uniform(4, 1, rows)):
         assert abs(np.corrcoef(whole, other)[0, 1]) < 0.015
+
+
+@pytest.mark.parametrize("rough", [False, True])
+def test_four_blobs_on_one_rank_on_three_and_on_half_of_the_rows(rough: bool) -> None:
+    """40,000 x 1,024: the blobs are found, by several ranks as by one, and from half of the rows."""
+    rows, labels = blobs(40_000, 1024, 4, 6, spread=1.0)
+
+    def found(points: Points, group: Any) -> np.ndarray:
+        first = scalable_kmeans(points, 4, group, seed=42, oversampling=2.0, rough=rough)
+        done = lloyd(points, first, group, max_iter=20, tol=1e-4, rough=rough)
+        return assign(torch.from_numpy(rows), Centroids.of(done.centroids, rough=rough))[0].numpy()
+
+    [alone] = on_ranks(rows, 1, found)
+    together = on_ranks(rows, 3, found)[0]
+    assert adjusted_rand_score(labels, alone) > 0.99
+    assert adjusted_rand_score(alone, together) > 0.99
+    half = rows[uniform(42, 1, np.arange(len(rows))) < 0.5]
+    assert adjusted_rand_score(labels, on_ranks(half, 1, found)[0]) > 0.95

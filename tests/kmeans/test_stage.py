@@ -134,6 +134,11 @@ def test_vectors_of_two_models_are_not_clustered_together(tmp_path: Path, minilm
     write(tmp_path / "in/b.parquet", np.eye(4), first=4, contract=contract.model_copy(update={"pooling": "cls"}))
     with pytest.raises(ContractError, match=r"pooling is 'mean' in .*a.parquet and 'cls' in .*b.parquet"):
         rc.kmeans(str(tmp_path / "in"), str(tmp_path / "out"))
+    (tmp_path / "in/b.parquet").unlink()
+    rc.kmeans(str(tmp_path / "in"), str(tmp_path / "out"))
+    write(tmp_path / "new/b.parquet", np.eye(4), contract=contract.model_copy(update={"pooling": "cls"}))
+    with pytest.raises(ContractError, match="pooling is 'cls' in the input and 'mean' in"):
+        rc.kmeans(str(tmp_path / "new"), str(tmp_path / "out2"), centroids=str(tmp_path / "out"))
 
 
 def test_new_vectors_go_to_given_centroids_and_fitted_ones_are_cached(tmp_path: Path) -> None:
