@@ -28,13 +28,13 @@ from raycurate.kmeans.assign import rough_is_faster
 
 _SCORES = 1 << 22  # scores held at a time: 8 MiB of bfloat16, which a large cache keeps
 _ROWS = 2048  # rows of a block: the more, the less often the columns are repacked for the product
-_TILE = 512  # columns of one bfloat16 product on a CPU: oneDNN repacks wide ones, and these are still cached when read
+_TILE = 1024  # columns of one bfloat16 product on a CPU: oneDNN is slower with more, and fewer mean more calls
 _GROUP = 64  # columns under one maximum
 _PLAIN_ROWS = 512  # rows of one float32 product
 _SMALL = 512  # rows up to which the bfloat16 pass costs more than it saves
 _GATHERED = 1 << 17  # elements gathered at a time to score single pairs: the cache's size
 _PER_OPEN = 128  # one pair scored by itself costs about what this many scores of a float32 product do
-_NEVER = 0x7FFF
+_NEVER = 0x7FFF  # above the bits of every score
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ class _Search:
         self.rough_ND = exact_ND.bfloat16() if rough else None
         self.lost_N = _lost(exact_ND, self.rough_ND) if self.rough_ND is not None else torch.zeros_like(self.norms_N)
         self.scores = torch.empty(self.rows * self.span if rough else 0, dtype=torch.bfloat16, device=device)
-        step, dim = max(1, _GATHERED // exact_ND.shape[1]), exact_ND.shape[1]
-        self.work = [torch.empty(step, dim, dtype=t, device=device) for t in (torch.float32, *[torch.float64] * 2)]
+        shape = (max(1, _GATHERED // exact_ND.shape[1]), exact_ND.shape[1])
+        self.work = [torch.empty(shape, dtype=t, device=device) for t in (torch.float32, torch.float64, torch.float64)]
         self.best_N = torch.full((n,), -torch.inf, device=device)
         self.lower_N = self.best_N.clone()
         self.earlier_N = torch.arange(first, first + n, device=device)
@@ -316,10 +316,9 @@ class _Search:
         """float32 cosines of single pairs, summed in float64: the same wherever the pair was found."""
         values_P = torch.empty(len(row_P), dtype=torch.float32, device=row_P.device)
         gathered_PD, rows_PD, columns_PD = self.work
-        step = len(gathered_PD)
-        for at in range(0, len(row_P), step):
+        for at in range(0, len(row_P), step := len(gathered_PD)):
             row, column = row_P[at : at + step] + block.at, column_P[at : at + step]
-            part = slice(0, len(row))
+            part = slice(len(row))
             rows_PD[part] = torch.index_select(self.exact_ND, 0, row, out=gathered_PD[part])
             columns_PD[part] = torch.index_select(block.columns.exact_MD, 0, column, out=gathered_PD[part])
             values_P[at : at + step] = rows_PD[part].mul_(columns_PD[part]).sum(1)
