@@ -14,7 +14,8 @@ from raycurate.kmeans.points import Points, uniform
 
 _ROUNDS = 8  # most rounds of k-means||, as RAFT
 _RECLUSTER_ITERATIONS = 20
-_REDUCE_OPERATIONS = 5e10  # that the draws of k-means++ over the candidates may take
+_RECLUSTERINGS = 10
+_RECLUSTER_OPERATIONS = 2e11  # that clustering the candidates may take beyond the first try
 
 
 def random_rows(points: Points, k: int, group: Collective, *, seed: int, stream: int = 0) -> Tensor:
@@ -81,15 +82,24 @@ def _weights(points: Points, candidates: Tensor, group: Collective, *, rough: bo
 
 
 def _reduce(candidates: Tensor, weights_C: Tensor, k: int, seed: int) -> Tensor:
-    """Weighted greedy k-means++ [Arthur and Vassilvitskii 2007] and weighted Lloyd over the candidates.
-
-    Each centroid is the best of a few draws, as many as scikit-learn takes (2 + log k), fewer when that is long.
-    """
+    """The candidates clustered by themselves: weighted greedy k-means++ and weighted Lloyd, the best of a few tries."""
     points_CD, weights_C = candidates.cpu(), weights_C.cpu()
-    squares_C = points_CD.square().sum(1)
+    trials = 2 + int(math.log(k))
+    operations = 2 * k * points_CD.numel() * (trials + _RECLUSTER_ITERATIONS)
     random = np.random.default_rng(seed)
+    best, least = points_CD[:k], math.inf
+    for _ in range(max(1, min(_RECLUSTERINGS, int(_RECLUSTER_OPERATIONS / operations)))):
+        first = _plus_plus(points_CD, weights_C, k, random, trials=trials)
+        centres, inertia = _weighted_lloyd(points_CD, weights_C, first)
+        if inertia < least:
+            best, least = centres, inertia
+    return best.to(candidates.device)
+
+
+def _plus_plus(points_CD: Tensor, weights_C: Tensor, k: int, random: np.random.Generator, *, trials: int) -> Tensor:
+    """Weighted greedy k-means++ [Arthur and Vassilvitskii 2007]: each centroid is the best of a few draws."""
+    squares_C = points_CD.square().sum(1)
     distances_C = torch.full((len(points_CD),), torch.inf, dtype=torch.float64)
-    trials = int(min(2 + math.log(k), max(1, _REDUCE_OPERATIONS / (2 * k * points_CD.numel()))))
     chosen: list[int] = []
     for _ in range(k):
         mass_C = (weights_C if not chosen else weights_C * distances_C).numpy()
@@ -105,15 +115,21 @@ def _reduce(candidates: Tensor, weights_C: Tensor, k: int, seed: int) -> Tensor:
         best = int((left_TC @ weights_C).argmin())
         chosen.append(int(picks[best]))
         distances_C = left_TC[best]
-    centres = points_CD[chosen]
+    return points_CD[chosen]
+
+
+def _weighted_lloyd(points_CD: Tensor, weights_C: Tensor, centres_KD: Tensor) -> tuple[Tensor, float]:
+    """(centroids, inertia of those before the last move) after a few iterations over weighted points."""
+    k, inertia = len(centres_KD), math.inf
     for _ in range(_RECLUSTER_ITERATIONS):
-        labels, _ = assign(points_CD, Centroids.of(centres, rough=False))
+        labels, distances_C = assign(points_CD, Centroids.of(centres_KD, rough=False))
+        inertia = float(distances_C.double() @ weights_C)
         mass = torch.zeros(k, dtype=torch.float64).index_add_(0, labels, weights_C)
         sums = torch.zeros(k, points_CD.shape[1], dtype=torch.float64)
         sums.index_add_(0, labels, points_CD.double() * weights_C[:, None])
-        moved = torch.where(mass[:, None] > 0, sums / mass.clamp_min(1e-300)[:, None], centres.double()).float()
-        shift = (moved - centres).square().sum()
-        centres = moved
+        moved = torch.where(mass[:, None] > 0, sums / mass.clamp_min(1e-300)[:, None], centres_KD.double()).float()
+        shift = (moved - centres_KD).square().sum()
+        centres_KD = moved
         if shift < 1e-8:
             break
-    return centres.to(candidates.device)
+    return centres_KD, inertia
