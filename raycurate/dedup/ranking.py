@@ -27,7 +27,7 @@ def rank(rows: pa.Table, *, which_to_keep: str | Sequence[str], id_field: str, s
     Args:
         rows: id, `ranking_columns(which_to_keep)` and, where there are any, `_old` (bool).
     """
-    keys: list[tuple[str, str]] = [(OLD, "descending")] if OLD in rows.column_names else []
+    keys = [(OLD, "descending")] if OLD in rows.column_names else []
     if which_to_keep == "random":
         rows = rows.append_column(_DRAW, pa.array(hashed(rows[id_field], f"random-{seed:016x}")))
         keys.append((_DRAW, "ascending"))
@@ -39,7 +39,7 @@ def rank(rows: pa.Table, *, which_to_keep: str | Sequence[str], id_field: str, s
         ]
     if OLD in rows.column_names:
         rows = rows.set_column(rows.column_names.index(OLD), OLD, rows[OLD].cast(pa.int8()))
-    order = pc.sort_indices(rows, sort_keys=[*keys, (id_field, "ascending")], null_placement="at_end")
+    order = pc.sort_indices(rows, sort_keys=[(*key, "at_end") for key in [*keys, (id_field, "ascending")]])
     return order.to_numpy().astype(np.int64)
 
 

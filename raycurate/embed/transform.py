@@ -13,6 +13,8 @@ from raycurate.embed.plan import EmbedPlan, make_plan
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+_APART = 0.001  # CPUs
+
 
 def fetch_on_every_node(plan: EmbedPlan) -> None:
     """Bring the model to each live node once, before any actor asks for it.
@@ -39,13 +41,13 @@ def _tokenizer(options: EmbedConfig) -> Any:
     return remote_task(serialised_tokenizer, name="LoadTokenizer", num_cpus=0).remote(options)
 
 
-def _apart() -> dict[str, Any]:
-    """No arguments of its own: an operator that has such a function is not fused with the one before it.
+def _encoder_cpus(plan: EmbedPlan) -> float:
+    """What an encoder actor reserves, never just what a tokenising task does.
 
-    Fused (Ray Data does so where both reserve the same CPUs), the actors would read and tokenise themselves
-    while the model waits.
+    Ray Data fuses neighbours that reserve the same, and the actors would then read and tokenise themselves while the
+    model waits.
     """
-    return {}
+    return plan.cpus if plan.cpus != plan.task_cpus else plan.cpus - _APART
 
 
 def add_operators(
@@ -70,7 +72,7 @@ def add_operators(
         tokenizer=_tokenizer(options) if accepts == "tokens" else None,
     )
     remote_args = plan.config.actors.ray_remote_args()
-    remote_args.update(num_cpus=plan.cpus)
+    remote_args.update(num_cpus=_encoder_cpus(plan))
     if plan.gpus:
         remote_args["num_gpus"] = plan.gpus
     return dataset.map_batches(
@@ -94,7 +96,6 @@ def add_operators(
             max_concurrent_calls_per_actor=2,
             enable_true_multi_threading=True,
         ),
-        ray_remote_args_fn=_apart,
         **remote_args,
     )
 

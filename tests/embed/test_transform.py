@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import raycurate as rc
+from raycurate.core.cluster import dataset_demands
 from raycurate.core.errors import CapacityError, ConfigError
 from tests.embed.hashing import hash_vector
 
@@ -72,3 +73,11 @@ def test_options_of_files_and_unknown_ones_are_refused() -> None:
         rc.embed(dataset, output="somewhere", **ENGINE)
     with pytest.raises(ConfigError, match="did you mean 'embedding_field'"):
         rc.embed(dataset, embeding_field="e", **ENGINE)
+
+
+def test_encoders_stay_apart_from_reading_and_tokenising(tmp_path: Path) -> None:
+    """Ray Data fuses neighbours that reserve the same; an encoder that tokenises leaves its model waiting."""
+    (tmp_path / "a.txt").write_text("a text")
+    documents = rc.read_documents(str(tmp_path / "a.txt"))
+    dataset = rc.embed(documents, **ENGINE | {"actors": {"num_cpus": 1.0}, "concurrency": 1})
+    assert "MapBatches(Encode)" in [demand.name for demand in dataset_demands(dataset)]
