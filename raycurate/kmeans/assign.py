@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-_UNIT = 2.0**-8  # bfloat16's unit roundoff
-_SCORES = 1 << 24  # scores of a block: 64 MiB of float32
+_SCORES = 1 << 22  # scores of a block: what fits the cache
+_ROWS = 4096  # most rows of a block
+_GROUP = 64  # centroids under one maximum
+_FAR = -1e30  # score of what only fills a group up
 _FUSED_ROWS = 1 << 17  # rows of a block where no scores are written
 _MOST_OPEN = 8  # open centroids a point, on average, from which a float32 product is cheaper than scoring them
 
@@ -31,23 +33,31 @@ _MOST_OPEN = 8  # open centroids a point, on average, from which a float32 produ
 class Centroids:
     """Centroids made ready for many blocks of points.
 
-    centres_KD: float32. halves_K: ||c||^2 / 2. rough_KD: in bfloat16, or None for float32 throughout.
-    slack: (largest ||c||, largest ||c - rough c||).
+    centres_KD: float32. halves_K: ||c||^2 / 2. rough_GE: in bfloat16, a whole number of groups, with -||c||^2 / 2 in
+    two further columns (its bfloat16 value and the rest), so that one product gives the scores; None for float32
+    throughout. slack: (largest ||c||, largest ||c - rough c||, largest error of the two columns).
     """
 
     centres_KD: Tensor
     halves_K: Tensor
-    rough_KD: Tensor | None
-    slack: tuple[float, float]
+    rough_GE: Tensor | None
+    slack: tuple[float, float, float]
 
     @classmethod
     def of(cls, centres_KD: Tensor, *, rough: bool) -> Centroids:
         halves_K = centres_KD.double().square().sum(1).div(2).float()
-        if not rough:
-            return cls(centres_KD, halves_K, None, (0.0, 0.0))
-        rough_KD = centres_KD.bfloat16()
-        slack = (float(centres_KD.norm(dim=1).max()), float((centres_KD - rough_KD.float()).norm(dim=1).max()))
-        return cls(centres_KD, halves_K, rough_KD, slack)
+        if not rough or len(centres_KD) < _GROUP:
+            return cls(centres_KD, halves_K, None, (0.0, 0.0, 0.0))
+        k, dim = centres_KD.shape
+        rough_GE = torch.zeros(-(-k // _GROUP) * _GROUP, _padded(dim), dtype=torch.bfloat16, device=centres_KD.device)
+        rough_GE[:k, :dim] = centres_KD
+        rough_GE[:k, dim] = -halves_K
+        rough_GE[:k, dim + 1] = -halves_K - rough_GE[:k, dim].float()
+        rough_GE[k:, dim] = _FAR
+        lost_K = (centres_KD - rough_GE[:k, :dim].float()).norm(dim=1)
+        left_K = (-halves_K - rough_GE[:k, dim : dim + 2].float().sum(1)).abs()
+        slack = (float(centres_KD.norm(dim=1).max()), float(lost_K.max()), float(left_K.max()))
+        return cls(centres_KD, halves_K, rough_GE, slack)
 
     def __len__(self) -> int:
         return len(self.centres_KD)
@@ -71,7 +81,10 @@ def assign(points_ND: Tensor, centroids: Centroids) -> tuple[Tensor, Tensor]:
         labels_N int64 (the lowest index among equals, up to float32 rounding) and distances_N float32, ||x - c||^2.
     """
     fused = _fused_kernel() if points_ND.is_cuda else None
-    rows = _FUSED_ROWS if fused else max(1, _SCORES // max(1, len(centroids)))
+    rows = _FUSED_ROWS if fused else max(1, min(_ROWS, _SCORES // max(1, len(centroids))))
+    if points_ND.is_cuda and not fused:
+        rows = max(1, 16 * _SCORES // max(1, len(centroids)))
+    search = _Search(centroids, min(rows, len(points_ND))) if centroids.rough_GE is not None else None
     labels_N = torch.empty(len(points_ND), dtype=torch.int64, device=points_ND.device)
     distances_N = torch.empty(len(points_ND), dtype=torch.float32, device=points_ND.device)
     for start in range(0, len(points_ND), rows):
@@ -79,7 +92,7 @@ def assign(points_ND: Tensor, centroids: Centroids) -> tuple[Tensor, Tensor]:
         if fused:
             labels_B = _fused(part_BD, centroids, fused)
         else:
-            labels_B = _exact(part_BD, centroids) if centroids.rough_KD is None else _two_passes(part_BD, centroids)
+            labels_B = _exact(part_BD, centroids) if search is None else search(part_BD)
         labels_N[start : start + rows] = labels_B
         distances_N[start : start + rows] = (part_BD - centroids.centres_KD[labels_B]).square_().sum(1)
     return labels_N, distances_N
@@ -122,32 +135,85 @@ def _rounded_up(count: int) -> int:
     return -(-count // step) * step
 
 
-def _two_passes(points_BD: Tensor, centroids: Centroids) -> Tensor:
-    assert centroids.rough_KD is not None  # assign() checked
-    rough_BD = points_BD.bfloat16()
-    products_BK = (rough_BD @ centroids.rough_KD.T).float()
-    scores_BK = products_BK - centroids.halves_K
-    best_B, labels_B = scores_BK.max(1)
-    # |x.c - r(x).r(c)| <= ||x - r(x)|| ||c|| + ||r(x)|| ||c - r(c)||; the product itself is rounded once more.
-    widest, off = centroids.slack
-    lost_B = (points_BD - rough_BD.float()).norm(dim=1)
-    size_B = points_BD.norm(dim=1) + lost_B
-    error_B = lost_B * widest + size_B * off + _UNIT * size_B * widest
-    open_BK = scores_BK >= (best_B - 2 * error_B)[:, None]
-    several_B = open_BK.sum(1) > 1
-    rows = several_B.nonzero()[:, 0]
-    if not len(rows):
+def _padded(dim: int) -> int:
+    """Columns of the rough product: two more than the vectors have, a whole number of the hardware's tiles."""
+    return -(-(dim + 2) // 32) * 32
+
+
+class _Search:
+    """Two passes over blocks of at most `rows` points.
+
+    The bits of positive bfloat16 numbers order as those of int16 do, so the scores are read once, as int16, for the
+    maximum of each group; only groups that may hold the best are looked into. The work buffers are made once.
+    """
+
+    def __init__(self, centroids: Centroids, rows: int) -> None:
+        assert centroids.rough_GE is not None  # assign() checked
+        self.centroids, self.rough_GE = centroids, centroids.rough_GE
+        count, columns = self.rough_GE.shape
+        options = {"dtype": torch.bfloat16, "device": self.rough_GE.device}
+        self.points_BE = torch.zeros(rows, columns, **options)
+        self.points_BE[:, centroids.centres_KD.shape[1] :][:, :2] = 1
+        self.scores_BG = torch.empty(rows, count, **options)
+
+    def __call__(self, points_BD: Tensor) -> Tensor:
+        size, dim = points_BD.shape
+        rough_BE = self.points_BE[:size]
+        rough_BE[:, :dim] = points_BD
+        scores_BG = self.scores_BG[:size]
+        torch.mm(rough_BE, self.rough_GE.T, out=scores_BG)
+        bits = scores_BG.view(torch.int16).view(size, -1, _GROUP)
+        groups_BH = bits.amax(2)
+        threshold_B, lost_B = self._threshold(points_BD, rough_BE[:, :dim], groups_BH.amax(1))
+        row_Q, group_Q = (groups_BH >= threshold_B[:, None]).nonzero().unbind(1)
+        open_QG = (
+            bits.view(-1, _GROUP).index_select(0, row_Q * groups_BH.shape[1] + group_Q) >= threshold_B[row_Q, None]
+        )
+        which_P, column_P = open_QG.nonzero().unbind(1)
+        row_P, centre_P = row_Q[which_P], group_Q[which_P] * _GROUP + column_P
+        count_B = torch.bincount(row_P, minlength=size)
+        labels_B = torch.zeros(size, dtype=torch.int64, device=points_BD.device)
+        labels_B[row_P] = centre_P
+        crowded_B = (count_B > _MOST_OPEN) | lost_B
+        if crowded_B.any():
+            labels_B[crowded_B] = _exact(points_BD[crowded_B], self.centroids)
+        several_P = (count_B > 1)[row_P] & ~crowded_B[row_P]
+        self._decide(points_BD, row_P[several_P], centre_P[several_P], labels_B)
         return labels_B
-    open_RK = open_BK[rows]
-    pairs = open_RK.nonzero()
-    if len(pairs) > _MOST_OPEN * len(points_BD):
-        labels_B[rows] = _exact(points_BD[rows], centroids)
-        return labels_B
-    which, centre = pairs[:, 0], pairs[:, 1]
-    dots = (points_BD[rows[which]] * centroids.centres_KD[centre]).sum(1) - centroids.halves_K[centre]
-    top = torch.full((len(rows),), -torch.inf, device=dots.device).scatter_reduce_(0, which, dots, "amax")
-    # Pairs are in order of row and centroid: of equal scores the lowest centroid stays.
-    winners = torch.where(dots == top[which], centre, len(centroids))
-    first = torch.full((len(rows),), len(centroids), device=dots.device).scatter_reduce_(0, which, winners, "amin")
-    labels_B[rows] = first
-    return labels_B
+
+    def _threshold(self, points_BD: Tensor, rough_BD: Tensor, top_B: Tensor) -> tuple[Tensor, Tensor]:
+        """(bits of the score from which a centroid may be the best, where that says nothing).
+
+        |x.c - r(x).r(c)| <= ||x - r(x)|| ||c|| + ||r(x)|| ||c - r(c)||, and a sum of dim products in float32 is off by
+        dim * 2^-24 of their size at most. A rounded score stands for all values down to the middle between it and the
+        next lower one; since rounding keeps order, the threshold is the rounded bound itself.
+        """
+        widest, off, left = self.centroids.slack
+        lost_B = (points_BD - rough_BD.float()).norm(dim=1)
+        size_B = points_BD.norm(dim=1) + lost_B
+        summed_B = 2 * self.rough_GE.shape[1] * 2.0**-24 * (size_B * widest + widest**2)
+        error_B = 1.001 * (lost_B * widest + size_B * off + left) + summed_B + 1e-6
+        least_B = (_value(top_B) + _value(top_B - 1)) / 2 - 2 * error_B
+        unknown_B = (top_B <= 0) | (least_B <= 0)
+        return least_B.bfloat16().view(torch.int16).masked_fill_(unknown_B, torch.iinfo(torch.int16).max), unknown_B
+
+    def _decide(self, points_BD: Tensor, row_P: Tensor, centre_P: Tensor, labels_B: Tensor) -> None:
+        """Float32 scores of the pairs left open, given in order of row and centroid; of equals the lowest stays."""
+        if not len(row_P):
+            return
+        count, centroids = len(points_BD), self.centroids
+        dots_P = torch.empty(len(row_P), device=points_BD.device)
+        for at in range(0, len(row_P), _ROWS):
+            row, centre = row_P[at : at + _ROWS], centre_P[at : at + _ROWS]
+            dots_P[at : at + _ROWS] = (points_BD[row] * centroids.centres_KD[centre]).sum(1) - centroids.halves_K[
+                centre
+            ]
+        top_B = torch.full((count,), -torch.inf, device=dots_P.device).scatter_reduce_(0, row_P, dots_P, "amax")
+        winner_P = torch.where(dots_P == top_B[row_P], centre_P, len(centroids))
+        first_B = torch.full_like(labels_B, len(centroids)).scatter_reduce_(0, row_P, winner_P, "amin")
+        rows = first_B < len(centroids)
+        labels_B[rows] = first_B[rows]
+
+
+def _value(bits_B: Tensor) -> Tensor:
+    return bits_B.view(torch.bfloat16).float()
