@@ -71,7 +71,7 @@ def faiss_kmeans(data: np.ndarray, first: np.ndarray, iterations: int) -> list[t
         data.shape[1], len(first), niter=iterations, max_points_per_centroid=len(data), min_points_per_centroid=1
     )
     kmeans.train(data, init_centroids=first)
-    return [(float(stats["time"]), float(stats["obj"])) for stats in kmeans.iteration_stats]
+    return [(float(stats["time"]), float(stats["obj"])) for stats in kmeans.iteration_stats or []]
 
 
 def plain_torch(data: np.ndarray, first: np.ndarray, iterations: int) -> list[tuple[float, float]]:

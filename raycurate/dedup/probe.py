@@ -34,7 +34,7 @@ def nearest_others(rows_ND: np.ndarray, centroids_KD: np.ndarray, home_N: np.nda
     out = np.empty((len(rows_ND), count), np.int64)
     step = max(1, _SCORES // len(centres))
     for start in range(0, len(rows_ND), step):
-        part = torch.from_numpy(np.ascontiguousarray(rows_ND[start : start + step]))
+        part = torch.from_numpy(np.require(rows_ND[start : start + step], requirements=["C", "W"]))
         scores = torch.addmm(halves_K, part, centres.T, beta=-1)
         scores[torch.arange(len(part)), torch.from_numpy(home_N[start : start + step].astype(np.int64))] = -torch.inf
         out[start : start + step] = scores.topk(count, dim=1).indices.numpy()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-_SCORES = 1 << 22  # scores of a block: what fits the cache
+_SCORES = 1 << 22  # scores of a block on a CPU: what fits the cache
 _ROWS = 4096  # most rows of a block
 _GROUP = 64  # centroids under one maximum
 _FAR = -1e30  # score of what only fills a group up
@@ -151,10 +151,9 @@ class _Search:
         assert centroids.rough_GE is not None  # assign() checked
         self.centroids, self.rough_GE = centroids, centroids.rough_GE
         count, columns = self.rough_GE.shape
-        options = {"dtype": torch.bfloat16, "device": self.rough_GE.device}
-        self.points_BE = torch.zeros(rows, columns, **options)
+        self.points_BE = self.rough_GE.new_zeros((rows, columns))
         self.points_BE[:, centroids.centres_KD.shape[1] :][:, :2] = 1
-        self.scores_BG = torch.empty(rows, count, **options)
+        self.scores_BG = self.rough_GE.new_empty((rows, count))
 
     def __call__(self, points_BD: Tensor) -> Tensor:
         size, dim = points_BD.shape
