@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Capacity", "NodeShape", "OperatorDemand", "PlanReport", "Resources", "capacity", "check_plan", "connect"]
 
 _READ_ONLY_TYPE = re.compile("node_[0-9a-f]{56}")  # node type in the report of a plain head's monitor
+_OWN_ERROR = re.compile(r"^raycurate\.core\.errors\.\w+: (.+)$", re.MULTILINE)  # as a traceback ends
 _NODE_GROUP = "ray.io/node-group"  # Ray's label on nodes that a launcher or an operator made
 _RUNTIME_ENV_KEYS = ("uv", "pip", "py_executable", "image_uri", "env_vars")
 # What object stores answer now and then and answer differently a moment later, beyond Ray's own list.
@@ -194,7 +195,9 @@ def user_error(error: BaseException) -> RaycurateError | None:
             return current
         seen.append(current)
         queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
-    return None
+    # Of an error in an actor's constructor Ray keeps the text only.
+    said = [line for one in seen for line in _OWN_ERROR.findall(str(one))]
+    return RaycurateError(said[-1]) if said else None
 
 
 def capacity() -> Capacity:

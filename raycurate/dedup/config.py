@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator
 
 from raycurate.core.cluster import ActorGroupOptions
 from raycurate.core.config import StageConfig, option
@@ -69,14 +69,16 @@ class DedupConfig(StageConfig):
             raise ValueError(f"write one of {', '.join(RANKINGS)}, or a list of columns: [{value}]")
         return value
 
-    @model_validator(mode="after")
-    def _eps_within_floor(self) -> DedupConfig:
-        if self.eps > 1 - self.score_floor + 1e-9:
+    @field_validator("score_floor")
+    @classmethod
+    def _eps_within_floor(cls, value: float, info: ValidationInfo) -> float:
+        eps = info.data.get("eps", 0.0)
+        if eps > 1 - value + 1e-9:
             raise ValueError(
-                f"eps={self.eps:g} needs pairs of cosine {1 - self.eps:g}, and score_floor={self.score_floor:g} "
-                f"leaves out those below; set eps to {1 - self.score_floor:.6g} or less, or a lower score_floor"
+                f"eps={eps:g} needs pairs of cosine {1 - eps:g}, and score_floor={value:g} leaves out those below; "
+                f"set eps to {1 - value:.6g} or less, or a lower score_floor"
             )
-        return self
+        return value
 
     def pair_keys(self) -> dict[str, Any]:
         """The options that decide neighbours and edges; the others decide only what follows from them."""

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from raycurate.core import cluster
 from raycurate.core.capacity import UNLIMITED, matches, placeable
 from raycurate.core.cluster import ActorGroupOptions, Capacity, NodeShape, OperatorDemand, check_plan
-from raycurate.core.errors import CapacityError, ConfigError, RaycurateError
+from raycurate.core.errors import CapacityError, ConfigError, MissingDependencyError, RaycurateError
 from tests.clusters import HeadNode, head_node
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -378,3 +378,21 @@ def test_num_cpus_is_for_a_ray_that_is_started_here() -> None:
     code = "from raycurate.core.cluster import connect; connect('127.0.0.1:1', num_cpus=2)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "ConfigError" in done.stderr and "num_cpus=2" in done.stderr
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_an_error_in_an_actors_constructor_is_the_users_to_read() -> None:
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Engine:
+        def __init__(self) -> None:
+            raise MissingDependencyError("engine x needs the package 'x'", where="here", fix="Install it")
+
+        def run(self) -> None:
+            return None
+
+    with pytest.raises(ray.exceptions.RayActorError) as raised:
+        ray.get(Engine.remote().run.remote())
+    assert str(cluster.user_error(raised.value)) == "here: engine x needs the package 'x'. Install it"
+    assert cluster.user_error(RuntimeError("something else")) is None
