@@ -9,6 +9,7 @@ its algorithm. Nothing else is consulted, so a person can see with `cat` why a s
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -17,10 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from raycurate.core import storage
 from raycurate.core.config import fingerprint
-from raycurate.core.errors import InputError, OutputExistsError
+from raycurate.core.errors import InputError, OutputExistsError, RaycurateError
 from raycurate.core.storage import FileEntry
 
 MANIFEST = "manifest.json"
+STAGING = "_staging"
 FORMAT_VERSION = 1
 
 
@@ -187,4 +189,32 @@ def _refuse_foreign(folder: str) -> None:
         )
 
 
-STAGING = "_staging"
+def state_of(folder: str, make_key: Callable[[], StageKey], describe: Callable[[Manifest], str]) -> str:
+    """One phrase for `raycurate info`: done (as `describe` says), changed (and what), interrupted, not run, or what
+    is in the way.
+
+    Args:
+        make_key: the key that a run would have now.
+    """
+    try:
+        manifest = read_manifest(folder)
+        if manifest is None:
+            staged = storage.exists(storage.join(folder, STAGING))
+            return "interrupted; a new run goes on" if staged else "not run"
+        changed = manifest.key.differences(make_key())
+        if not changed and missing_files(folder, manifest):
+            changed = ["files are missing"]
+        return "changed: " + "; ".join(changed) if changed else f"done, {describe(manifest)}"
+    except RaycurateError as error:
+        return f"cannot run: {error}"
+
+
+def commit(folder: str, manifest: Manifest) -> None:
+    """Make the output whole; only then drop the staging files and, with overwrite, the files that it replaces."""
+    old = read_manifest(folder)
+    write_manifest(folder, manifest)
+    listed = {f.path for f in manifest.files}
+    for replaced in old.files if old else []:
+        if replaced.path not in listed:
+            storage.delete(storage.join(folder, replaced.path))
+    storage.delete(storage.join(folder, STAGING))

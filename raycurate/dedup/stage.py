@@ -17,7 +17,7 @@ from raycurate.core import storage
 from raycurate.core.capacity import OperatorDemand
 from raycurate.core.cluster import capacity, check_plan, remote_task
 from raycurate.core.config import fingerprint
-from raycurate.core.errors import ConfigError, InputError, OutputExistsError, RaycurateError
+from raycurate.core.errors import ConfigError, InputError
 from raycurate.core.finalise import Finalised
 from raycurate.core.manifest import (
     MANIFEST,
@@ -25,11 +25,12 @@ from raycurate.core.manifest import (
     Manifest,
     OutputFile,
     StageKey,
+    commit,
     is_done,
     missing_files,
     package_versions,
     read_manifest,
-    write_manifest,
+    state_of,
 )
 from raycurate.core.observe import Clock, get_logger
 from raycurate.core.staging import staging_folder
@@ -180,20 +181,12 @@ def describe_plan(config: DedupConfig) -> str:
 
 
 def state(config: DedupConfig) -> str:
-    """One phrase for `raycurate info`: done, changed (and what), interrupted, not run, or what is in the way."""
-    try:
-        manifest = read_manifest(config.output)
-        if manifest is None:
-            staged = storage.join(config.output, STAGING)
-            return "interrupted; a new run goes on" if storage.exists(staged) else "not run"
-        is_done(config.output, stage_key(config, open_inputs(config)))
-        return f"done, {manifest.counts['removed']:,} of {manifest.counts['rows']:,} rows removed"
-    except OutputExistsError:
-        assert manifest is not None
-        key = stage_key(config, open_inputs(config))
-        return "changed: " + "; ".join(manifest.key.differences(key) or ["files are missing"])
-    except RaycurateError as error:
-        return f"cannot run: {error}"
+    """One phrase for `raycurate info`."""
+    return state_of(
+        config.output,
+        lambda: stage_key(config, open_inputs(config)),
+        lambda manifest: f"{manifest.counts['removed']:,} of {manifest.counts['rows']:,} rows removed",
+    )
 
 
 def deduplicate(input: str, output: str, **options: Any) -> DedupResult:
@@ -264,7 +257,7 @@ def run(config: DedupConfig) -> DedupResult:
         contract=contract.model_dump(mode="json") if contract else None,
         versions=package_versions("raycurate", "ray", "torch", "pyarrow"),
     )
-    _commit(config, manifest)
+    commit(config.output, manifest)
     return DedupResult(config.output, manifest)
 
 
@@ -365,14 +358,3 @@ def _recall(config: DedupConfig, inputs: Inputs, pairs: list[OutputFile], rule: 
     batches = _batches(inputs.clusters.rows)
     sample = config.recall_sample
     return recalling.measure(reader, batches, sample=sample, output=config.output, names=names, rule=rule)
-
-
-def _commit(config: DedupConfig, manifest: Manifest) -> None:
-    """Make the output whole; only then drop the staging files and the files that it replaces."""
-    old = read_manifest(config.output)
-    write_manifest(config.output, manifest)
-    listed = {f.path for f in manifest.files}
-    for replaced in old.files if old else []:
-        if replaced.path not in listed:
-            storage.delete(storage.join(config.output, replaced.path))
-    storage.delete(storage.join(config.output, STAGING))

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from raycurate.core import storage
 from raycurate.core.cluster import user_error
-from raycurate.core.errors import InputError, OutputExistsError, RaycurateError
+from raycurate.core.errors import InputError
 from raycurate.core.finalise import Finalised, Layout, finalise
 from raycurate.core.manifest import (
     STAGING,
     Manifest,
     StageKey,
+    commit,
     is_done,
     package_versions,
-    read_manifest,
-    write_manifest,
+    state_of,
 )
 from raycurate.core.observe import get_logger
 from raycurate.core.staging import (
@@ -136,7 +136,9 @@ def run(config: EmbedConfig) -> EmbedResult:
     attempt.finalise_seconds = time.perf_counter() - streamed
     attempt.wall_seconds = time.perf_counter() - started
     manifest = _manifest(plan, key, listing, finished, attempt)
-    _commit(config, manifest)
+    assert manifest.contract is not None
+    storage.write_text(storage.join(config.output, "contract.json"), _pretty(manifest.contract))
+    commit(config.output, manifest)
     return EmbedResult(config.output, manifest, skipped=False, neighbours=nearest_documents(config))
 
 
@@ -173,23 +175,15 @@ def describe_plan(config: EmbedConfig) -> str:
 
 
 def state(config: EmbedConfig) -> str:
-    """One phrase for `raycurate info`: done, changed (and what), interrupted, not run, or what is in the way."""
+    """One phrase for `raycurate info`."""
     from raycurate.data.documents import list_documents
     from raycurate.embed.model import read_contract
 
-    try:
-        manifest = read_manifest(config.output)
-        if manifest is None:
-            staged = storage.join(config.output, STAGING)
-            return "interrupted; a new run goes on" if storage.exists(staged) else "not run"
-        key = stage_key(config, list_documents(config), read_contract(config))
-        is_done(config.output, key)
-        return f"done, {manifest.counts['documents']:,} documents"
-    except OutputExistsError:
-        assert manifest is not None
-        return "changed: " + "; ".join(manifest.key.differences(key) or ["files are missing"])
-    except RaycurateError as error:
-        return f"cannot run: {error}"
+    return state_of(
+        config.output,
+        lambda: stage_key(config, list_documents(config), read_contract(config)),
+        lambda manifest: f"{manifest.counts['documents']:,} documents",
+    )
 
 
 def _stream(plan: EmbedPlan, listing: Listing, staging: str) -> _Attempt:
@@ -297,19 +291,6 @@ def _contract_as_written(output: str, finished: Finalised) -> dict[str, Any]:
     contract = contract_from_schema(pq.read_schema(inner, filesystem=filesystem))
     assert contract is not None
     return contract.model_dump(mode="json")
-
-
-def _commit(config: EmbedConfig, manifest: Manifest) -> None:
-    """Make the output whole; only then drop the staging files and, with overwrite, the files it replaces."""
-    old = read_manifest(config.output)
-    assert manifest.contract is not None
-    storage.write_text(storage.join(config.output, "contract.json"), _pretty(manifest.contract))
-    write_manifest(config.output, manifest)
-    kept = {f.path for f in manifest.files}
-    for replaced in old.files if old else []:
-        if replaced.path not in kept:
-            storage.delete(storage.join(config.output, replaced.path))
-    storage.delete(storage.join(config.output, STAGING))
 
 
 def _pretty(value: dict[str, Any]) -> str:

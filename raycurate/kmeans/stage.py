@@ -8,6 +8,7 @@ the stream goes: a killed run goes on from both, and the output is whole when it
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,17 +18,18 @@ import numpy as np
 from raycurate.core import storage
 from raycurate.core.cluster import capacity, data_context, user_error
 from raycurate.core.contract import SCHEMA_KEY, EmbeddingContract
-from raycurate.core.errors import ConfigError, InputError, OutputExistsError, RaycurateError
+from raycurate.core.errors import ConfigError, InputError
 from raycurate.core.finalise import Finalised
 from raycurate.core.manifest import (
     STAGING,
     Manifest,
     OutputFile,
     StageKey,
+    commit,
     is_done,
     package_versions,
     read_manifest,
-    write_manifest,
+    state_of,
 )
 from raycurate.core.observe import Clock, get_logger
 from raycurate.core.staging import RejectCounter, StagingSink, committed_ref, staging_folder
@@ -155,20 +157,12 @@ def describe_plan(config: KMeansConfig) -> str:
 
 
 def state(config: KMeansConfig) -> str:
-    """One phrase for `raycurate info`: done, changed (and what), interrupted, not run, or what is in the way."""
-    try:
-        manifest = read_manifest(config.output)
-        if manifest is None:
-            staged = storage.join(config.output, STAGING)
-            return "interrupted; a new run goes on" if storage.exists(staged) else "not run"
-        is_done(config.output, stage_key(config, open_embeddings(config)))
-        return f"done, {manifest.counts['rows']:,} rows in {manifest.counts['clusters']:,} clusters"
-    except OutputExistsError:
-        assert manifest is not None
-        key = stage_key(config, open_embeddings(config))
-        return "changed: " + "; ".join(manifest.key.differences(key) or ["files are missing"])
-    except RaycurateError as error:
-        return f"cannot run: {error}"
+    """One phrase for `raycurate info`."""
+    return state_of(
+        config.output,
+        lambda: stage_key(config, open_embeddings(config)),
+        lambda manifest: f"{manifest.counts['rows']:,} rows in {manifest.counts['clusters']:,} clusters",
+    )
 
 
 def kmeans(input: str | list[str], output: str, **options: Any) -> KMeansResult:
@@ -216,7 +210,8 @@ def run(config: KMeansConfig) -> KMeansResult:
     manifest.counts["resumed_rows"] = resumed
     manifest.timings = clock.timings() | {"read": round(centres.read_seconds, 3)}
     manifest.timings["fit"] = max(0.0, manifest.timings["fit"] - manifest.timings["read"])
-    _commit(config, manifest, centres.centroids)
+    manifest.files.append(_write_centroids(config, centres.centroids))
+    commit(config.output, manifest)
     return KMeansResult(config.output, manifest, skipped=False)
 
 
@@ -311,18 +306,8 @@ def _manifest(plan: KMeansPlan, key: StageKey, inputs: Embeddings, done: tuple[C
     )
 
 
-def _commit(config: KMeansConfig, manifest: Manifest, centroids: np.ndarray) -> None:
-    """Make the output whole; only then drop the staging files and, with overwrite, the files it replaces."""
-    import io
-
-    old = read_manifest(config.output)
+def _write_centroids(config: KMeansConfig, centroids: np.ndarray) -> OutputFile:
     buffer = io.BytesIO()
     np.save(buffer, centroids)
     storage.write_bytes(storage.join(config.output, CENTROIDS), buffer.getvalue())
-    manifest.files.append(OutputFile(path=CENTROIDS, size=buffer.getbuffer().nbytes))
-    write_manifest(config.output, manifest)
-    listed = {f.path for f in manifest.files}
-    for replaced in old.files if old else []:
-        if replaced.path not in listed:
-            storage.delete(storage.join(config.output, replaced.path))
-    storage.delete(storage.join(config.output, STAGING))
+    return OutputFile(path=CENTROIDS, size=buffer.getbuffer().nbytes)
