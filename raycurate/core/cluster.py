@@ -112,6 +112,14 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, dashboar
     return _info(owned=False)
 
 
+def require_ray(where: str) -> None:
+    """Raise ConfigError when no Ray is connected; library functions never start one."""
+    import ray
+
+    if not ray.is_initialized():
+        raise ConfigError("Ray is not running", where=where, fix="Call ray.init() first, as any Ray Data program does")
+
+
 def disconnect(info: ClusterInfo) -> None:
     """End the Ray that `connect` started; leave any other as it is."""
     import ray

@@ -15,9 +15,9 @@ import numpy as np
 
 from raycurate.core import storage
 from raycurate.core.capacity import OperatorDemand
-from raycurate.core.cluster import capacity, check_plan, remote_task
+from raycurate.core.cluster import capacity, check_plan, remote_task, require_ray
 from raycurate.core.config import fingerprint
-from raycurate.core.errors import ConfigError, InputError
+from raycurate.core.errors import InputError
 from raycurate.core.finalise import Finalised
 from raycurate.core.manifest import (
     MANIFEST,
@@ -199,10 +199,7 @@ def deduplicate(input: str, output: str, **options: Any) -> DedupResult:
     Raises:
         RaycurateError: an option, the input or the cluster cannot be used.
     """
-    import ray
-
-    if not ray.is_initialized():
-        raise ConfigError("Ray is not running", where="rc.deduplicate", fix="Call ray.init() first")
+    require_ray("rc.deduplicate")
     return run(DedupConfig.parse({**options, "input": input, "output": output}, where="rc.deduplicate"))
 
 

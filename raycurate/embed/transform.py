@@ -121,9 +121,7 @@ def embed(dataset: Dataset, *, model: str, **options: Any) -> Dataset:
             has a checkpoint.
         CapacityError: no allowed size of the cluster can run it.
     """
-    import ray
-
-    from raycurate.core.cluster import capacity, check_plan, dataset_demands
+    from raycurate.core.cluster import capacity, check_plan, dataset_demands, require_ray
     from raycurate.embed.model import read_contract, weights_bytes
 
     _refuse_unsafe_checkpoint(dataset)
@@ -131,10 +129,7 @@ def embed(dataset: Dataset, *, model: str, **options: Any) -> Dataset:
     unusable = sorted({"input", "output", "overwrite", "max_rejects", "show_neighbours"} & options.keys())
     if unusable:
         raise ConfigError(f"{', '.join(unusable)} cannot be used on a data set in memory", where="rc.embed")
-    if not ray.is_initialized():
-        raise ConfigError(
-            "Ray is not running", where="rc.embed", fix="Call ray.init() first, as any Ray Data program does"
-        )
+    require_ray("rc.embed")
     config = EmbedConfig.parse(values, where="rc.embed")
     room = capacity()
     plan = make_plan(config, read_contract(config), room, weights_bytes(config))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from raycurate.core import storage
-from raycurate.core.cluster import capacity, data_context, user_error
+from raycurate.core.cluster import capacity, data_context, require_ray, user_error
 from raycurate.core.contract import SCHEMA_KEY, EmbeddingContract
 from raycurate.core.errors import ConfigError, InputError
 from raycurate.core.finalise import Finalised
@@ -175,10 +175,7 @@ def kmeans(input: str | list[str], output: str, **options: Any) -> KMeansResult:
     Raises:
         RaycurateError: an option, the input or the cluster cannot be used.
     """
-    import ray
-
-    if not ray.is_initialized():
-        raise ConfigError("Ray is not running", where="rc.kmeans", fix="Call ray.init() first")
+    require_ray("rc.kmeans")
     return run(KMeansConfig.parse({**options, "input": input, "output": output}, where="rc.kmeans"))
 
 
