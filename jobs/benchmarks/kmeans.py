@@ -13,7 +13,8 @@ in the table. All start from the same random rows. The target is the inertia tha
   raycurate, warm     the same, first fitted to a tenth of the rows
   raycurate, group    two workers of one thread each (Ray actors, Gloo); the fit alone, reading apart
 
-and the group's scaling from one worker of one thread to two. What is not installed is left out and named.
+and the group's scaling from one worker of one thread to two, medians of three runs each. What is not
+installed is left out and named.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import numpy as np
 
 NOISE = 0.1
 WITHIN = 1.001
+REPEATS = 3  # of the group's runs, one worker and two in turn; medians are given
 
 
 def load(folder: str, rows: int) -> tuple[np.ndarray, int]:
@@ -203,10 +205,11 @@ def scaling(folder: Path, init: str, result: dict[str, Any]) -> dict[str, Any]:
 
     iterations = int(result["rows"]["raycurate"]["iterations"])
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level=30)
-    one, two = (group(folder, init, iterations, workers) for workers in (1, 2))
+    runs = [[group(folder, init, iterations, workers) for workers in (1, 2)] for _ in range(REPEATS)]
     ray.shutdown()
+    one, two = np.median(runs, axis=0).tolist()
     result["rows"]["raycurate, group of 2"] = {"seconds": two, "iterations": iterations}
-    return {"scaling": {"one": one, "two": two, "ratio": one / two}}
+    return {"scaling": {"one": one, "two": two, "ratio": one / two, "runs": runs}}
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -217,7 +220,8 @@ def print_table(result: dict[str, Any]) -> None:
         each = row["seconds"] / row["iterations"]
         print(f"| {name} | {row['seconds']:.1f} | {row['iterations']} | {each:.2f} | {best / row['seconds']:.2f} |")
     found = result["scaling"]
-    print(f"\none worker {found['one']:.1f} s, two workers {found['two']:.1f} s: {found['ratio']:.2f}x")
+    medians = f"one worker {found['one']:.1f} s, two workers {found['two']:.1f} s"
+    print(f"\n{medians}: {found['ratio']:.2f}x (medians of {REPEATS})")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from torch.nn.functional import pad
 
 _SCORES = 1 << 22  # scores of a block on a CPU: what fits the cache
 _ROWS = 4096  # most rows of a block
+_CACHED = 1024  # rows of a block that several passes read, on a CPU
 _GROUP = 64  # centroids under one maximum
 _FAR = -1e30  # score of what only fills a group up
 _FUSED_ROWS = 1 << 17  # rows of a block where no scores are written
@@ -71,6 +72,28 @@ def rough_is_faster(device: torch.device) -> bool:
     return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """What the points lose in bfloat16: lost_N = ||x - rough x|| and size_N >= ||rough x||, float32.
+
+    The same in every iteration, so it is kept between them.
+    """
+
+    lost_N: Tensor
+    size_N: Tensor
+
+    @classmethod
+    def of(cls, points_ND: Tensor) -> Rounding:
+        lost, size = [], []
+        for part_BD in points_ND.split(_CACHED // 4):
+            lost.append(part_BD.bfloat16().float().sub_(part_BD).norm(dim=1))
+            size.append(part_BD.norm(dim=1) + lost[-1])
+        return cls(torch.cat(lost), torch.cat(size))
+
+    def __getitem__(self, rows: slice) -> Rounding:
+        return Rounding(self.lost_N[rows], self.size_N[rows])
+
+
 def assign(points_ND: Tensor, centroids: Centroids) -> tuple[Tensor, Tensor]:
     """Nearest centroid and squared distance to it.
 
@@ -80,22 +103,40 @@ def assign(points_ND: Tensor, centroids: Centroids) -> tuple[Tensor, Tensor]:
     Returns:
         labels_N int64 (the lowest index among equals, up to float32 rounding) and distances_N float32, ||x - c||^2.
     """
+    labels_N = nearest(points_ND, centroids)
+    return labels_N, distances(points_ND, centroids.centres_KD, labels_N)
+
+
+def distances(points_ND: Tensor, centres_KD: Tensor, labels_N: Tensor) -> Tensor:
+    """||x - c||^2 of each point to the centroid that its label names; float32 [N]."""
+    rows = _FUSED_ROWS if points_ND.is_cuda else _CACHED
+    parts = zip(points_ND.split(rows), labels_N.split(rows), strict=True)
+    return torch.cat([(centres_KD[labels_B].sub_(part_BD)).square_().sum(1) for part_BD, labels_B in parts])
+
+
+def nearest(points_ND: Tensor, centroids: Centroids, rounding: Rounding | None = None) -> Tensor:
+    """Nearest centroid, int64 [N]: the lowest index among equals, up to float32 rounding.
+
+    Args:
+        points_ND: float32, on the centroids' device.
+        rounding: `Rounding.of(points_ND)` where it is at hand.
+    """
+    if not len(points_ND):
+        return torch.empty(0, dtype=torch.int64, device=points_ND.device)
     fused = _fused_kernel() if points_ND.is_cuda else None
     rows = _FUSED_ROWS if fused else max(1, min(_ROWS, _SCORES // max(1, len(centroids))))
     if points_ND.is_cuda and not fused:
         rows = max(1, 16 * _SCORES // max(1, len(centroids)))
-    search = _Search(centroids, min(rows, len(points_ND))) if centroids.rough_GE is not None else None
-    labels_N = torch.empty(len(points_ND), dtype=torch.int64, device=points_ND.device)
-    distances_N = torch.empty(len(points_ND), dtype=torch.float32, device=points_ND.device)
-    for start in range(0, len(points_ND), rows):
-        part_BD = points_ND[start : start + rows]
-        if fused:
-            labels_B = _fused(part_BD, centroids, fused)
-        else:
-            labels_B = _exact(part_BD, centroids) if search is None else search(part_BD)
-        labels_N[start : start + rows] = labels_B
-        distances_N[start : start + rows] = (part_BD - centroids.centres_KD[labels_B]).square_().sum(1)
-    return labels_N, distances_N
+    if centroids.rough_GE is None:
+        return torch.cat(
+            [
+                _fused(part_BD, centroids, fused) if fused else _exact(part_BD, centroids)
+                for part_BD in points_ND.split(rows)
+            ]
+        )
+    search, rounding = _Search(centroids, min(rows, len(points_ND))), rounding or Rounding.of(points_ND)
+    starts = range(0, len(points_ND), rows)
+    return torch.cat([search(points_ND[at : at + rows], rounding[at : at + rows]) for at in starts])
 
 
 def _exact(points_BD: Tensor, centroids: Centroids) -> Tensor:
@@ -155,7 +196,7 @@ class _Search:
         self.points_BE[:, centroids.centres_KD.shape[1] :][:, :2] = 1
         self.scores_BG = self.rough_GE.new_empty((rows, count))
 
-    def __call__(self, points_BD: Tensor) -> Tensor:
+    def __call__(self, points_BD: Tensor, rounding: Rounding) -> Tensor:
         size, dim = points_BD.shape
         rough_BE = self.points_BE[:size]
         rough_BE[:, :dim] = points_BD
@@ -163,7 +204,7 @@ class _Search:
         torch.mm(rough_BE, self.rough_GE.T, out=scores_BG)
         bits = scores_BG.view(torch.int16).view(size, -1, _GROUP)
         groups_BH = bits.amax(2)
-        threshold_B, lost_B = self._threshold(points_BD, rough_BE[:, :dim], groups_BH.amax(1))
+        threshold_B, lost_B = self._threshold(rounding, groups_BH.amax(1))
         row_Q, group_Q = (groups_BH >= threshold_B[:, None]).nonzero().unbind(1)
         open_QG = (
             bits.view(-1, _GROUP).index_select(0, row_Q * groups_BH.shape[1] + group_Q) >= threshold_B[row_Q, None]
@@ -180,7 +221,7 @@ class _Search:
         self._decide(points_BD, row_P[several_P], centre_P[several_P], labels_B)
         return labels_B
 
-    def _threshold(self, points_BD: Tensor, rough_BD: Tensor, top_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _threshold(self, rounding: Rounding, top_B: Tensor) -> tuple[Tensor, Tensor]:
         """(bits of the score from which a centroid may be the best, where that says nothing).
 
         |x.c - r(x).r(c)| <= ||x - r(x)|| ||c|| + ||r(x)|| ||c - r(c)||, and a sum of dim products in float32 is off by
@@ -188,8 +229,7 @@ class _Search:
         next lower one; since rounding keeps order, the threshold is the rounded bound itself.
         """
         widest, off, left = self.centroids.slack
-        lost_B = (points_BD - rough_BD.float()).norm(dim=1)
-        size_B = points_BD.norm(dim=1) + lost_B
+        lost_B, size_B = rounding.lost_N, rounding.size_N
         summed_B = 2 * self.rough_GE.shape[1] * 2.0**-24 * (size_B * widest + widest**2)
         error_B = 1.001 * (lost_B * widest + size_B * off + left) + summed_B + 1e-6
         least_B = (_value(top_B) + _value(top_B - 1)) / 2 - 2 * error_B

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raycurate.kmeans.assign import Centroids, assign
+from raycurate.kmeans.assign import Centroids, Rounding, distances, nearest
 from raycurate.kmeans.collective import Collective
 from raycurate.kmeans.points import Points
+
+_BLOCK = 1024  # rows in float64 at once
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,12 @@ class Iteration:
 
 
 def lloyd(
-    points: Points,
+    points: Labelled,
     centroids_KD: Tensor,
     group: Collective,
     *,
     max_iter: int,
     tol: float,
-    rough: bool,
     start: int = 0,
     last_inertia: float = math.nan,
     on_iteration: Callable[[Iteration], None] | None = None,
@@ -54,14 +55,12 @@ def lloyd(
     """
     done = Iteration(start, centroids_KD, last_inertia, 0.0, False)
     for number in range(start + 1, max_iter + 1):
-        sums_KD, counts_K, inertia, distances_N = _accumulate(points, done.centroids, rough=rough)
-        sums_KD, counts_K = group.sum(sums_KD), group.sum(counts_K)
-        inertia = float(group.sum(torch.tensor([inertia], dtype=torch.float64)))
+        sums_KD, counts_K, inertia = points.move_to(done.centroids, group)
         moved_KD = (sums_KD / counts_K.clamp_min(1)[:, None]).float()
         empty_K = counts_K == 0
         if empty_K.any():
             moved_KD[empty_K] = done.centroids[empty_K]
-            farthest = _farthest(points, distances_N, int(empty_K.sum()), group)
+            farthest = points.farthest(done.centroids, int(empty_K.sum()), group)
             moved_KD[empty_K.nonzero()[: len(farthest), 0]] = farthest
         shift = float((moved_KD - done.centroids).double().square().sum())
         settled = done.inertia > 0 and inertia / done.inertia > 1 - tol  # False for the NaN before the first
@@ -74,32 +73,76 @@ def lloyd(
     return done
 
 
-def inertia_of(points: Points, centroids_KD: Tensor, group: Collective, *, rough: bool) -> float:
-    """Sum of squared distances to the nearest of these centroids, over all ranks."""
-    ready, total = Centroids.of(centroids_KD, rough=rough), 0.0
-    for _, chunk in points.chunks():
-        total += float(assign(chunk, ready)[1].double().sum())
-    return float(group.sum(torch.tensor([total], dtype=torch.float64)))
+class Labelled:
+    """A rank's points, each with the centroid nearest to it, and the sums that follow from that.
 
-
-def _accumulate(points: Points, centroids_KD: Tensor, *, rough: bool) -> tuple[Tensor, Tensor, float, np.ndarray]:
-    """Sums [K, D] (float64) and counts [K] of the points by nearest centroid, their inertia, and their distances.
-
-    Sums are float32 within a chunk and float64 over the chunks, so that their order hardly matters.
+    From one iteration to the next most labels stay, so the sums are not made anew: a point whose label changes is
+    taken from one and added to the other. They are float64, so that nothing is left behind, and so that their order
+    (and how the points are spread over ranks) hardly matters.
     """
-    ready = Centroids.of(centroids_KD, rough=rough)
-    k, dim = centroids_KD.shape
-    sums_KD = torch.zeros(k, dim, dtype=torch.float64, device=centroids_KD.device)
-    counts_K = torch.zeros(k, dtype=torch.int64, device=centroids_KD.device)
-    distances_N = np.empty(len(points), np.float32)
-    inertia = 0.0
-    for start, chunk_BD in points.chunks():
-        labels_B, distances_B = assign(chunk_BD, ready)
-        sums_KD += torch.zeros(k, dim, device=chunk_BD.device).index_add_(0, labels_B, chunk_BD)
-        counts_K += torch.bincount(labels_B, minlength=k)
-        inertia += float(distances_B.double().sum())
-        distances_N[start : start + len(chunk_BD)] = distances_B.cpu().numpy()
-    return sums_KD, counts_K, inertia, distances_N
+
+    def __init__(self, points: Points, k: int, *, rough: bool) -> None:
+        self._points, self._rough = points, rough
+        self._labels: list[Tensor] = []
+        self._rounding: list[Rounding] = []
+        # One column more than the vectors have: the number of points.
+        self._sums_KE = torch.zeros(k, points.dim + 1, dtype=torch.float64, device=points.device)
+        self._exact_BE = self._sums_KE.new_ones(_BLOCK, points.dim + 1)
+        self._squares: float | None = None  # of all ranks' points
+
+    def move_to(self, centroids_KD: Tensor, group: Collective) -> tuple[Tensor, Tensor, float]:
+        """Each point to the nearest of these centroids.
+
+        Returns:
+            Over all ranks: sums [K, D] (float64) and counts [K] of the points by centroid, and the inertia,
+            sum ||x||^2 - 2 sum_k c_k . sum_k + sum_k n_k ||c_k||^2, in float64.
+        """
+        ready, own = Centroids.of(centroids_KD, rough=self._rough), 0.0
+        for number, (_, chunk_BD) in enumerate(self._points.chunks()):
+            if number == len(self._labels):
+                own += self._add(chunk_BD, ready)
+            else:
+                self._update(number, chunk_BD, ready)
+        if self._squares is None:
+            self._squares = float(group.sum(torch.tensor([own], dtype=torch.float64)))
+        sums_KE = group.sum(self._sums_KE)
+        sums_KD, counts_K, centres_KD = sums_KE[:, :-1], sums_KE[:, -1], centroids_KD.double()
+        spread = counts_K @ centres_KD.square().sum(1) - 2 * (centres_KD * sums_KD).sum()
+        return sums_KD, counts_K, max(0.0, self._squares + float(spread))
+
+    def farthest(self, centroids_KD: Tensor, count: int, group: Collective) -> Tensor:
+        """The `count` points farthest from the centroids they were last moved to (of equals, those that come first),
+        none at distance 0."""
+        distances_N = np.empty(len(self._points), np.float32)
+        for (start, chunk_BD), labels_B in zip(self._points.chunks(), self._labels, strict=True):
+            distances_N[start : start + len(chunk_BD)] = distances(chunk_BD, centroids_KD, labels_B).cpu().numpy()
+        return _farthest(self._points, distances_N, count, group)
+
+    def _add(self, chunk_BD: Tensor, ready: Centroids) -> float:
+        """A chunk seen for the first time; returns the sum of its points' squared lengths."""
+        if ready.rough_GE is not None:
+            self._rounding.append(Rounding.of(chunk_BD))
+        labels_B = nearest(chunk_BD, ready, self._rounding[-1] if self._rounding else None)
+        self._labels.append(labels_B)
+        return self._count(labels_B, chunk_BD, 1)
+
+    def _update(self, number: int, chunk_BD: Tensor, ready: Centroids) -> None:
+        before_B = self._labels[number]
+        labels_B = nearest(chunk_BD, ready, self._rounding[number] if self._rounding else None)
+        rows = (labels_B != before_B).nonzero()[:, 0]
+        self._count(before_B[rows], chunk_BD[rows], -1)
+        self._count(labels_B[rows], chunk_BD[rows], 1)
+        self._labels[number] = labels_B
+
+    def _count(self, labels_B: Tensor, points_BD: Tensor, sign: int) -> float:
+        """Add these points to the sums of their labels, or take them away; the sum of their squared lengths."""
+        squares = 0.0
+        for labels, rows in zip(labels_B.split(_BLOCK), points_BD.split(_BLOCK), strict=True):
+            self._exact_BE[: len(rows), :-1] = rows
+            exact_BE = self._exact_BE[: len(rows)]
+            self._sums_KE.index_add_(0, labels, exact_BE, alpha=sign)
+            squares += float(torch.linalg.vector_norm(exact_BE[:, :-1])) ** 2
+        return squares
 
 
 def _farthest(points: Points, distances_N: np.ndarray, count: int, group: Collective) -> Tensor:

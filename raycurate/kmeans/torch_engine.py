@@ -24,7 +24,7 @@ from raycurate.core.errors import InputError, RaycurateError
 from raycurate.kmeans.assign import rough_is_faster
 from raycurate.kmeans.checkpoint import Best, Saved, load, save
 from raycurate.kmeans.collective import Alone, Collective, TorchGroup
-from raycurate.kmeans.lloyd import Iteration, inertia_of, lloyd
+from raycurate.kmeans.lloyd import Iteration, Labelled, lloyd
 from raycurate.kmeans.options import FitOptions
 from raycurate.kmeans.points import Points, uniform
 from raycurate.kmeans.seeding import random_rows, scalable_kmeans
@@ -144,6 +144,7 @@ def fit(points: Points, options: FitOptions, group: Collective, *, progress: Pro
     rows = count_rows(points, options, group)
     rough = rough_is_faster(points.device)
     seconds_seed = 0.0
+    labelled = Labelled(points, options.n_clusters, rough=rough)
 
     def trial(number: int, state: Saved | None, best: Best) -> Best:
         nonlocal seconds_seed
@@ -154,17 +155,16 @@ def fit(points: Points, options: FitOptions, group: Collective, *, progress: Pro
             first = _first(points, options, group, number, rough)
             seconds_seed += time.perf_counter() - seeding
         done = lloyd(
-            points,
+            labelled,
             first,
             group,
             max_iter=options.max_iter,
             tol=options.tol,
-            rough=rough,
             start=state.iteration if state else 0,
             last_inertia=state.inertia if state else math.nan,
             on_iteration=partial(note, options=options, group=group, trial=number, best=best, progress=progress),
         )
-        inertia = inertia_of(points, done.centroids, group, rough=rough)
+        _, _, inertia = labelled.move_to(done.centroids, group)
         return Best(done.centroids.cpu().numpy(), inertia, done.number)
 
     best, resumed_from = best_trial(trial, options, points.dim)
@@ -240,7 +240,8 @@ def _first(points: Points, options: FitOptions, group: Collective, trial: int, r
             fix="Set it higher, or leave it out",
         )
     seeds = _seed(sample, options, group, trial, rough)
-    done = lloyd(sample, seeds, group, max_iter=options.max_iter, tol=options.tol, rough=rough)
+    labelled = Labelled(sample, options.n_clusters, rough=rough)
+    done = lloyd(labelled, seeds, group, max_iter=options.max_iter, tol=options.tol)
     if group.rank == 0:
         log.info("kmeans: warm start on %s rows, %d iterations, inertia %.6g", f"{rows:,}", done.number, done.inertia)
     return done.centroids

@@ -14,7 +14,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from raycurate.kmeans.assign import Centroids, assign
 from raycurate.kmeans.collective import Alone
-from raycurate.kmeans.lloyd import Iteration, inertia_of, lloyd
+from raycurate.kmeans.lloyd import Iteration, Labelled
+from raycurate.kmeans.lloyd import lloyd as lloyd_of
 from raycurate.kmeans.points import Points, uniform
 from raycurate.kmeans.seeding import random_rows, scalable_kmeans
 
@@ -35,6 +36,10 @@ def blobs(rows: int, dim: int, k: int, seed: int, spread: float = 0.3) -> tuple[
 def points_of(rows: np.ndarray, *, parts: int = 1, first: int = 0, chunk: int = 1000) -> Points:
     numbers = np.arange(first, first + len(rows))
     return Points([np.ascontiguousarray(p) for p in np.array_split(rows, parts)], numbers, CPU, chunk)
+
+
+def lloyd(points: Points, first: torch.Tensor, group: Any, *, rough: bool, **options: Any) -> Iteration:
+    return lloyd_of(Labelled(points, len(first), rough=rough), first, group, **options)
 
 
 class Threads:
@@ -97,7 +102,30 @@ def test_lloyd_is_scikit_learns() -> None:
     ours = lloyd(points_of(rows), torch.from_numpy(first), Alone(), max_iter=12, tol=0.0, rough=False)
     theirs = KMeans(30, init=first, n_init=1, max_iter=12, tol=0.0, algorithm="lloyd").fit(rows)
     np.testing.assert_allclose(ours.centroids.numpy(), theirs.cluster_centers_, atol=1e-5)
-    assert inertia_of(points_of(rows), ours.centroids, Alone(), rough=False) == pytest.approx(theirs.inertia_, rel=1e-5)
+    _, _, inertia = Labelled(points_of(rows), 30, rough=False).move_to(ours.centroids, Alone())
+    assert inertia == pytest.approx(theirs.inertia_, rel=1e-5)
+
+
+@pytest.mark.parametrize("rough", [False, True])
+@pytest.mark.parametrize("size", [1, 3])
+def test_sums_counts_and_inertia_stay_exact_while_points_move(rough: bool, size: int) -> None:
+    """What is kept from iteration to iteration is what counting anew gives, in float64; far off unit length too."""
+    rows = blobs(3000, 24, 90, 1, spread=0.9)[0] * np.float32(37)
+    centres = rows[:80].copy()
+
+    def wander(points: Points, group: Any) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+        random, labelled = np.random.default_rng(3), Labelled(points, 80, rough=rough)
+        steps = [centres + 20 * random.normal(size=centres.shape).astype(np.float32) for _ in range(12)]
+        return [labelled.move_to(torch.from_numpy(step), group) for step in [*steps, centres]]
+
+    labels, distances = assign(torch.from_numpy(rows), Centroids.of(torch.from_numpy(centres), rough=rough))
+    sums = np.zeros((80, 24))
+    np.add.at(sums, labels.numpy(), rows.astype(np.float64))
+    for steps in on_ranks(rows, size, wander):
+        sums_KD, counts_K, inertia = steps[-1]
+        np.testing.assert_allclose(sums_KD.numpy(), sums, atol=1e-9)
+        assert counts_K.tolist() == np.bincount(labels.numpy(), minlength=80).tolist()
+        assert inertia == pytest.approx(float(distances.double().sum()), rel=1e-6)
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -340,9 +340,8 @@ def test_a_warm_start_is_fitted_to_a_share_and_does_not_depend_on_ranks(size: in
     sample = torch_engine.drawn_share(points_of(rows, parts=3), 0.2, options.random_state)
     assert 500 < len(sample) < 700 and np.array_equal(sample.parts[0], rows[sample.numbers])
     warmed = torch_engine.fit(sample, FitOptions(12), Alone())
-    expected = torch_engine.lloyd(
-        points_of(rows), torch.from_numpy(warmed.centroids), Alone(), max_iter=300, tol=1e-4, rough=False
-    )
+    labelled = torch_engine.Labelled(points_of(rows), 12, rough=False)
+    expected = torch_engine.lloyd(labelled, torch.from_numpy(warmed.centroids), Alone(), max_iter=300, tol=1e-4)
     for found in on_ranks(rows, size, lambda points, group: torch_engine.fit(points, options, group)):
         np.testing.assert_allclose(found.centroids, expected.centroids.numpy(), atol=1e-4)
         assert found.iterations == expected.number and found.rows == 3000
