@@ -147,7 +147,7 @@ def store(data: np.ndarray, folder: Path) -> None:
     from raycurate.kmeans.assignment import fixed_size_lists
 
     table = pa.table({"embeddings": fixed_size_lists(data)})
-    pq.write_table(table, folder / "a.parquet", row_group_size=8192, compression="none")
+    pq.write_table(table, folder / "a.parquet", row_group_size=5000, compression="none")
 
 
 def main() -> None:

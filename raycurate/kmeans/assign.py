@@ -63,6 +63,11 @@ class Centroids:
     def __len__(self) -> int:
         return len(self.centres_KD)
 
+    @functools.cached_property
+    def search(self) -> _Search:
+        """The two passes, with work buffers that are made once."""
+        return _Search(self, max(1, min(_ROWS, _SCORES // len(self))))
+
 
 def rough_is_faster(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 in units of its own (CPU with AMX or AVX512-BF16)."""
@@ -134,9 +139,9 @@ def nearest(points_ND: Tensor, centroids: Centroids, rounding: Rounding | None =
                 for part_BD in points_ND.split(rows)
             ]
         )
-    search, rounding = _Search(centroids, min(rows, len(points_ND))), rounding or Rounding.of(points_ND)
-    starts = range(0, len(points_ND), rows)
-    return torch.cat([search(points_ND[at : at + rows], rounding[at : at + rows]) for at in starts])
+    search, rounding = centroids.search, rounding or Rounding.of(points_ND)
+    parts = [slice(at, at + search.rows) for at in range(0, len(points_ND), search.rows)]
+    return torch.cat([search(points_ND[part], rounding[part]) for part in parts])
 
 
 def _exact(points_BD: Tensor, centroids: Centroids) -> Tensor:
@@ -185,15 +190,17 @@ class _Search:
     """Two passes over blocks of at most `rows` points.
 
     The bits of positive bfloat16 numbers order as those of int16 do, so the scores are read once, as int16, for the
-    maximum of each group; only groups that may hold the best are looked into. The work buffers are made once.
+    maximum of each group; only groups that may hold the best are looked into.
     """
 
     def __init__(self, centroids: Centroids, rows: int) -> None:
         assert centroids.rough_GE is not None  # assign() checked
         self.centroids, self.rough_GE = centroids, centroids.rough_GE
         count, columns = self.rough_GE.shape
-        self.points_BE = self.rough_GE.new_zeros((rows, columns))
-        self.points_BE[:, centroids.centres_KD.shape[1] :][:, :2] = 1
+        dim, self.rows = centroids.centres_KD.shape[1], rows
+        self.points_BE = self.rough_GE.new_empty((rows, columns))
+        self.points_BE[:, dim:] = 0
+        self.points_BE[:, dim : dim + 2] = 1
         self.scores_BG = self.rough_GE.new_empty((rows, count))
 
     def __call__(self, points_BD: Tensor, rounding: Rounding) -> Tensor:
