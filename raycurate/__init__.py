@@ -19,18 +19,34 @@ _NAMES = {
     "EmbeddingContract": "raycurate.core.contract",
     "RaycurateError": "raycurate.core.errors",
     "deduplicate": "raycurate.dedup.stage",
+    "mine_hard_negatives": "raycurate.prep.mine_stage",
+    "prepare": "raycurate.prep.stage",
     "read_documents": "raycurate.data.documents",
+    "read_training_data": "raycurate.data.training",
 }
 
 if TYPE_CHECKING:
     from raycurate.core.contract import EmbeddingContract as EmbeddingContract
     from raycurate.core.errors import RaycurateError as RaycurateError
     from raycurate.data.documents import read_documents as read_documents
+    from raycurate.data.training import read_training_data as read_training_data
     from raycurate.dedup.stage import deduplicate as deduplicate
     from raycurate.embed.transform import embed as embed
     from raycurate.kmeans.stage import kmeans as kmeans
+    from raycurate.prep.mine_stage import mine_hard_negatives as mine_hard_negatives
+    from raycurate.prep.stage import prepare as prepare
 
-__all__ = ["EmbeddingContract", "RaycurateError", "deduplicate", "embed", "kmeans", "read_documents"]
+__all__ = [
+    "EmbeddingContract",
+    "RaycurateError",
+    "deduplicate",
+    "embed",
+    "kmeans",
+    "mine_hard_negatives",
+    "prepare",
+    "read_documents",
+    "read_training_data",
+]
 
 
 _STAGES = {"embed", "kmeans"}  # packages that are functions too (core/callable_module.py)

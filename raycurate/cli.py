@@ -94,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--dry-run", action="store_true", help="print the resolved options and the plan, run nothing"
         )
+        if name in ("mine", "prep"):
+            command.add_argument("--show", metavar="Q", help="print what was mined for this question (id or beginning)")
+        if name == "prep":
+            command.add_argument("--dataset", help="prepare this training data set of the hub, and do nothing else")
+            command.add_argument("--download-path", metavar="DIR", help="where --dataset is put")
         command.set_defaults(handler=_run_stage, stage=name)
     run = commands.add_parser("run", help="run the stages of a recipe in order, skipping what is done")
     _common(run, recipe_required=True)
@@ -206,6 +211,10 @@ def _run_stage(options: argparse.Namespace) -> int:
     from raycurate.pipeline import STAGES
 
     stage = STAGES[options.stage]
+    if getattr(options, "dataset", None):
+        return _prepare_dataset(options)
+    if getattr(options, "show", None):
+        return _show_mined(options, stage)
     config = stage.config(_recipe(options, stage.name))
     setup_logging(verbose=options.verbose)
     if options.dry_run:
@@ -217,6 +226,32 @@ def _run_stage(options: argparse.Namespace) -> int:
     if stage.needs_ray:
         _connect(options)
     print(stage.run(config).summary())
+    return 0
+
+
+def _prepare_dataset(options: argparse.Namespace) -> int:
+    from raycurate.core.errors import ConfigError
+    from raycurate.core.observe import setup_logging
+    from raycurate.data.nemotron import prepare_nemotron
+
+    if not options.download_path:
+        raise ConfigError("--dataset needs a folder", where="command line", fix="Add --download-path DIR")
+    setup_logging(verbose=options.verbose)
+    print(prepare_nemotron(options.dataset, options.download_path).summary())
+    return 0
+
+
+def _show_mined(options: argparse.Namespace, stage: Any) -> int:
+    from raycurate.core.errors import ConfigError
+    from raycurate.core.observe import setup_logging
+    from raycurate.prep.show import show
+
+    output = stage.values(_recipe(options, stage.name)).get("output")
+    if not output:
+        raise ConfigError("--show needs the folder of what was mined", where="command line", fix="Add output=FOLDER")
+    setup_logging(verbose=options.verbose)
+    _connect(options)
+    print(show(output, options.show))
     return 0
 
 

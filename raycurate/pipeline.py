@@ -1,6 +1,6 @@
 """The stages in order: what each reads, writes and is called, and running them with what is done skipped.
 
-    sample-corpus ─ embed ─ kmeans ─ dedup
+    sample-corpus ─ embed ─ kmeans ─ dedup ─ prep (convert ─ mine ─ unroll)
 
 `raycurate run -c RECIPE` goes through this list in one Ray program. A stage's options come from its section
 of the recipe; what the section leaves out is wired here from the shared keys (`corpus`, `model`, `workdir`).
@@ -45,14 +45,18 @@ class Stage:
     def config_class(self) -> type[StageConfig]:
         return _load(self.config_path)
 
-    def config(self, recipe: Recipe) -> Any:
-        """The checked options of this stage under `recipe`."""
+    def values(self, recipe: Recipe) -> dict[str, Any]:
+        """The options that `recipe` gives this stage, wired ones included, unchecked."""
         values = recipe.section(self.name)
         for option, reference in self.wiring.items():
             root = reference.removeprefix("${").split("}")[0]
             if option not in values and root in recipe.values:
                 values[option] = resolve(reference, recipe.values, recipe.source)
-        return self.config_class.parse(values, where=f"{recipe.source}: {self.name}")
+        return values
+
+    def config(self, recipe: Recipe) -> Any:
+        """The checked options of this stage under `recipe`."""
+        return self.config_class.parse(self.values(recipe), where=f"{recipe.source}: {self.name}")
 
     def run(self, config: Any) -> Any:
         """Run the stage; its result has `.skipped` and `.summary()`."""
@@ -111,6 +115,55 @@ STAGES: dict[str, Stage] = {
                 "documents": "${corpus}",
                 "output": "${workdir}/dedup",
                 "random_state": "${seed}",
+            },
+            optional=True,
+        ),
+        Stage(
+            "convert",
+            "question/answer records, titles or BEIR data -> training data and splits",
+            "raycurate.prep.config:ConvertConfig",
+            "raycurate.prep.convert_stage:run",
+            "raycurate.prep.convert_stage:state",
+            wiring={"output": "${workdir}/converted", "seed": "${seed}"},
+            optional=True,
+            needs_ray=False,
+        ),
+        Stage(
+            "mine",
+            "training data -> the same with mined hard negatives",
+            "raycurate.prep.config:MineConfig",
+            "raycurate.prep.mine_stage:run",
+            "raycurate.prep.mine_stage:state",
+            wiring={
+                "input": "${workdir}/converted/train.json",
+                "output": "${workdir}/mined",
+                "model": "${model}",
+                "cache": "${workdir}/cache",
+                "seed": "${seed}",
+            },
+            optional=True,
+        ),
+        Stage(
+            "unroll",
+            "mined training data -> one positive a row",
+            "raycurate.prep.config:UnrollConfig",
+            "raycurate.prep.unroll:run",
+            "raycurate.prep.unroll:state",
+            wiring={"input": "${workdir}/mined", "output": "${workdir}/unrolled"},
+            optional=True,
+            needs_ray=False,
+        ),
+        Stage(
+            "prep",
+            "convert, mine and unroll in one: training, validation and test data",
+            "raycurate.prep.config:PrepConfig",
+            "raycurate.prep.stage:run",
+            "raycurate.prep.stage:state",
+            wiring={
+                "output": "${workdir}/prep",
+                "model": "${model}",
+                "cache": "${workdir}/cache",
+                "seed": "${seed}",
             },
             optional=True,
         ),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -78,6 +78,7 @@ class StagingSink(Datasink[Written]):
         counter: actor that adds up rejects (`RejectCounter`), or None when any number is fine.
         sorted_by: a column that the blocks are sorted by; its row groups are kept small and their ranges written
             down, so that a reader of one range skips the others.
+        columns: what is written, of those that a block has; all by default.
     """
 
     def __init__(
@@ -87,11 +88,13 @@ class StagingSink(Datasink[Written]):
         *,
         name: str = "Stage",
         sorted_by: str | None = None,
+        columns: Sequence[str] | None = None,
     ) -> None:
         self.folder = folder
         self.counter = counter
         self.name = name
         self.sorted_by = sorted_by
+        self.columns = columns
         self.attempt = uuid.uuid4().hex[:8]
         self.written: list[Written] = []
 
@@ -113,6 +116,8 @@ class StagingSink(Datasink[Written]):
         if MADE_AT in table.column_names:
             made_at = pc.max(table[MADE_AT]).as_py()
             table = table.drop_columns([MADE_AT])
+        if self.columns is not None:
+            table = table.select([name for name in self.columns if name in table.column_names])
         # A retried write task has the same index, so it replaces its own file.
         path = storage.join(self.folder, f"{self.attempt}-{ctx.task_idx:08d}.parquet")
         statistics, group_rows = [ROW_KEY], None

@@ -52,8 +52,8 @@ class Tokenise:
     """Text -> model input, for one block.
 
     Token engines get `_tokens` (list<int32>, ragged, special tokens in, truncated to max_length); text
-    engines get `_input_text` (template and prefix applied). Rows without a text become rejects here, so that the
-    operator can stand behind any data set, not only behind our reader.
+    engines get `_input_text` (the template applied; they put the prefix themselves). Rows without a text
+    become rejects here, so that the operator can stand behind any data set, not only behind our reader.
 
     Args:
         tokenizer: what `serialised_tokenizer` gave, so that the tasks need not import transformers (seconds

@@ -1,0 +1,16 @@
+"""Pairs to training data with mined hard negatives, as the entrypoint of a Ray job.
+
+    ray job submit --working-dir . -- python jobs/prep.py -c recipe.yaml input=s3://bucket/in output=s3://bucket/prep
+
+Same options as `raycurate prep`. `raycurate submit prep -c RECIPE` does all of this in one go: it sends the
+recipe, follows the log and ends with the job's status.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from raycurate.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["prep", *sys.argv[1:]]))

@@ -1,0 +1,64 @@
+"""What is wrong with training data, all of it, in one error.
+
+A problem in a training file that shows itself in the third hour costs three hours, and a reader that stops at
+the first problem costs one run for each. So readers note problems here and go on; the error comes at the end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from raycurate.core.errors import InputError
+
+SHOWN = 20
+"""How many problems an error shows before it only counts them."""
+
+NAMED = 5
+"""How many ids of one sort a problem names before it only counts them."""
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: its kind (a plural, for the counts), where it is, and what it is."""
+
+    kind: str
+    where: str
+    what: str
+
+
+class Problems:
+    """Problems as they are found; the first `SHOWN` are kept whole, all are counted by kind."""
+
+    def __init__(self, subject: str = "the training data") -> None:
+        self._subject = subject
+        self.first: list[Problem] = []
+        self.counts: Counter[str] = Counter()
+        self._added = 0
+
+    def add(self, kind: str, where: str, what: str, *, times: int = 1) -> None:
+        """Note a problem; `times` for one that stands for several of its kind."""
+        self.counts[kind] += times
+        self._added += 1
+        if len(self.first) < SHOWN:
+            self.first.append(Problem(kind, where, what))
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def raise_if_any(self) -> None:
+        """Raise InputError with everything that was noted; nothing when nothing was."""
+        if not self:
+            return
+        if self._added == 1:
+            only = self.first[0]
+            raise InputError(only.what, where=only.where)
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.most_common())
+        lines = [f"{self._subject} has {self.total:,} problems: {kinds}"]
+        lines += [f"  {p.where}: {p.what}" for p in self.first]
+        if self._added > SHOWN:
+            lines.append(f"  and {self._added - SHOWN:,} more")
+        raise InputError("\n".join(lines))

@@ -1,0 +1,1 @@
+"""How well a model searches: BEIR's metrics over judged queries."""

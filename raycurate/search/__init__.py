@@ -1,0 +1,11 @@
+"""The exact k best documents of each query, sharded and on Ray: the one top-k of the house.
+
+`search` runs on Ray and hands out a block of queries after the other; `TopK` (raycurate.search.topk) is the same
+without Ray; `pair_scores` gives single scores, the same numbers.
+"""
+
+from raycurate.search.distributed import pair_scores, search
+from raycurate.search.hits import Hits, Limits
+from raycurate.search.shards import VectorShards
+
+__all__ = ["Hits", "Limits", "VectorShards", "pair_scores", "search"]

@@ -1,0 +1,119 @@
+"""The Ray task that searches a share of the documents for a range of queries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from raycurate.search.hits import Limits
+from raycurate.search.shards import Piece, VectorShards
+
+if TYPE_CHECKING:
+    import torch
+
+    from raycurate.search.prepared import Buffers
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task: documents `pieces`, for queries first .. stop, in blocks.
+
+    versions: the driver's `environment_versions()`. device: cpu or cuda. threads: that a product may use on a CPU.
+    """
+
+    versions: Mapping[str, str]
+    device: str
+    threads: int
+    documents: VectorShards
+    pieces: tuple[Piece, ...]
+    first: int
+    stop: int
+    block: int
+    k: int
+
+    @property
+    def blocks(self) -> list[slice]:
+        return [slice(at, min(at + self.block, self.stop)) for at in range(self.first, self.stop, self.block)]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker computes. buffers: its work memory."""
+
+    device: torch.device
+    buffers: Buffers
+
+
+class Block(Protocol):
+    """The state of one block of queries: `TopK`, or something that has the same three."""
+
+    keys_QK: np.ndarray
+    dropped_Q: np.ndarray
+
+    def add(self, documents: Any) -> None: ...
+
+
+class Engine(Protocol):
+    """How a piece of the documents is searched; sent to every worker, so it is small or holds references.
+
+    queries_at_once: for so many a worker prepares its pieces once and keeps their state in memory.
+    """
+
+    queries_at_once: int
+
+    def prepare(self, documents_MD: np.ndarray, piece: Piece, place: Place, *, where: str) -> Any:
+        """What every block of queries then adds; a worker holds one at a time."""
+        ...
+
+    def block(self, queries_QD: np.ndarray, k: int, limits: Limits | None, place: Place, *, where: str) -> Block:
+        """The state of some queries before any document is added."""
+        ...
+
+
+class Exact:
+    """The engine that finds the true k best."""
+
+    queries_at_once = 16_384
+
+    def prepare(self, documents_MD: np.ndarray, piece: Piece, place: Place, *, where: str) -> Any:
+        from raycurate.search.prepared import Documents, bfloat16_is_faster
+
+        rough = bfloat16_is_faster(place.device)
+        return Documents.of(documents_MD, piece.first, place.device, rough=rough, where=where, buffers=place.buffers)
+
+    def block(self, queries_QD: np.ndarray, k: int, limits: Limits | None, place: Place, *, where: str) -> Block:
+        from raycurate.search.topk import TopK
+
+        return TopK(queries_QD, k, limits=limits, device=place.device, buffers=place.buffers, where=where)
+
+
+def search_share(job: Job, queries_QD: np.ndarray, limits: Limits | None, engine: Engine) -> Any:
+    """What a task does: (keys uint64 [B, k], dropped int64 [B]) of each block: a tuple of them, or the one alone."""
+    import torch
+
+    from raycurate.core.cluster import check_environment
+    from raycurate.core.malloc import reuse_freed_memory
+    from raycurate.search.prepared import Buffers
+
+    check_environment(job.versions, "search")
+    reuse_freed_memory()
+    if job.device == "cpu":
+        torch.set_num_threads(job.threads)
+    place = Place(torch.device(job.device), Buffers())
+    blocks = []
+    for part in job.blocks:
+        own = None if limits is None else limits[part]
+        where = f"queries, from query {part.start:,}"
+        blocks.append(engine.block(queries_QD[part], job.k, own, place, where=where))
+    for piece in job.pieces:
+        path = job.documents.paths[piece.shard]
+        where = f"{path}, from row {piece.lo:,}" if piece.lo else path
+        prepared = engine.prepare(job.documents.read(piece), piece, place, where=where)
+        for block in blocks:
+            block.add(prepared)
+        del prepared  # before the next is read: one at a time
+    found = tuple((block.keys_QK, block.dropped_Q) for block in blocks)
+    return found if len(found) > 1 else found[0]
