@@ -51,7 +51,11 @@ class MineResult:
 
     def summary(self) -> str:
         """The run in a few lines: questions, negatives, what was dropped, the distribution of scores."""
-        lines = mining_lines(self.manifest.counts, self.manifest.settings["scores"])
+        settings = self.manifest.settings
+        lines = mining_lines(self.manifest.counts, settings["scores"])
+        lines += [
+            f"{name.replace('_', ' ')}: {settings[name]}" for name in settings if name.startswith("approximate_r")
+        ]
         seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.manifest.timings.items())
         return "\n".join([*lines, f"seconds   {seconds}", f"output {self.output}  ({len(self.manifest.files)} files)"])
 
@@ -230,6 +234,9 @@ class Mining:
         finally:
             if teacher is not None:
                 teacher.close()
+        recalls = [recall for ready in self.ready for recall in ready.recalls]
+        if recalls:
+            self.settings[f"approximate_recall_{name}"] = round(min(recalls), 4)
         clock.lap(f"mine_{name}")
         return files, writer.audit
 

@@ -28,7 +28,7 @@ from raycurate.prep.negatives import bounds, fused, generator, in_window, least
 
 if TYPE_CHECKING:
     from raycurate.prep.teacher import Teacher
-    from raycurate.search import Hits
+    from raycurate.search import Hits, Limits
 
 log = get_logger(__name__)
 
@@ -68,6 +68,7 @@ class Ready:
     """One corpus with vectors: of each model the documents' (in order of id) and the questions'.
 
     order: row in the corpus of each numbered document; number: the number of each row. at: rows of the table.
+    recalls: of the approximate searches, where there were such.
     """
 
     corpus: Corpus
@@ -76,6 +77,7 @@ class Ready:
     at: np.ndarray
     documents: list[Embedded]
     questions: list[Embedded]
+    recalls: list[float] = field(default_factory=list)
 
 
 def embedded_corpora(data: TrainingData, options: MineOptions, *, work: str, cache: str) -> Iterator[Ready]:
@@ -178,10 +180,10 @@ class _Shard:
         return [flat[lo:hi][np.sort(np.unique(flat[lo:hi], return_index=True)[1])] for lo, hi in _pairs(offsets)]
 
     def mine(self, twins: _Twins, apart: np.ndarray, teacher: Teacher | None) -> Iterator[MinedQuestion]:
-        from raycurate.search import Limits, search
+        from raycurate.search import Limits
 
         options = self.options
-        offsets = _offsets(self.positives)
+        offsets = self._starts[0]
         every = slice(0, len(self.at))
         scores = [self._scores(m, every, self.positives) for m in range(len(self.queries))]
         kind, margin = options.hard_neg_margin_type, options.margin
@@ -189,18 +191,8 @@ class _Shard:
         excluded = self._excluded(twins)
         barred = [np.union1d(e, f) for e, f in zip(excluded, self.file, strict=True)]
         file_scores = [self._scores(m, every, self.file) for m in range(len(self.queries))]
-        streams = []
-        for m, queries_QD in enumerate(self.queries):
-            limits = Limits(bound_MQ[m], _offsets(barred), _flat(barred), apart)
-            streams.append(
-                search(
-                    queries_QD,
-                    self.ready.documents[m].vectors,
-                    options.depth,
-                    limits=limits,
-                    query_block=options.mining_batch_size,
-                )
-            )
+        offset_Q, row_E = _offsets(barred), _flat(barred)
+        streams = [self._search(m, Limits(bound_MQ[m], offset_Q, row_E, apart)) for m in range(len(self.queries))]
         for blocks in zip(*streams, strict=True):
             hits = [found for _, found in blocks]
             part = slice(blocks[0][0], blocks[0][0] + len(hits[0].rows_QK))
@@ -226,6 +218,23 @@ class _Shard:
 
         vectors = self.ready.documents[model].vectors
         return pair_scores(self.queries[model][part], vectors, _offsets(documents), _flat(documents))
+
+    def _search(self, model: int, limits: Limits) -> Iterator[tuple[int, Hits]]:
+        """The best documents by one model, in blocks of questions."""
+        from raycurate.search import search
+        from raycurate.search.approximate import search_approximately
+
+        queries_QD, documents = self.queries[model], self.ready.documents[model].vectors
+        options, depth = self.options, min(self.options.depth, len(documents))
+        block = options.mining_batch_size
+        if not options.approximate:
+            return search(queries_QD, documents, depth, limits=limits, query_block=block)
+        found = search_approximately(queries_QD, documents, depth, limits=limits, query_block=block)
+        log.info(
+            "mine: the approximate search finds %.2f%% of the exact (%d questions)", 100 * found.recall, found.sampled
+        )
+        self.ready.recalls.append(found.recall)
+        return found.blocks
 
     def _outcome(self, at: int, known: list[Any], excluded: np.ndarray, dropped: int) -> _Outcome:
         """A question with its scored positives and the file's own negatives that are not above a bound."""

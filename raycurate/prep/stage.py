@@ -102,7 +102,7 @@ def run(config: PrepConfig) -> PrepResult:
     converted, files, rejects = converted_files(config.conversion(), config.output, key)
     clock.lap("convert")
     splits = [split for split in ("train", "val") if converted.queries[split]]
-    made, audits, dev = _mined(config, splits, staging, clock)
+    made, audits, found = _mined(config, splits, staging, clock)
     manifest = Manifest(
         key=key,
         inputs=[config.input] if isinstance(config.input, str) else list(config.input),
@@ -115,7 +115,7 @@ def run(config: PrepConfig) -> PrepResult:
             "summary": converted.summary,
             "mined": {name: audit.counts(config.hard_negatives_to_mine) for name, audit in audits.items()},
             "scores": {name: audit.distribution() for name, audit in audits.items()},
-            "dev": dev,
+            **found,
         },
         versions=package_versions("raycurate", "ray", "torch", "pyarrow"),
     )
@@ -125,13 +125,13 @@ def run(config: PrepConfig) -> PrepResult:
 
 def _mined(
     config: PrepConfig, splits: list[str], staging: str, clock: Clock
-) -> tuple[list[OutputFile], dict[str, Audit], dict[str, float]]:
-    """The mined files of these splits, their audits, and the scores on val."""
+) -> tuple[list[OutputFile], dict[str, Audit], dict[str, Any]]:
+    """The mined files of these splits, their audits, and further settings: the scores on val (`dev`), ..."""
     output = config.output
     paths = {name: storage.join(output, f"{name}.json") for name in splits}
     test = storage.join(output, "eval_beir")
     has_test = storage.exists(storage.join(test, "qrels/test.tsv"))
-    files, audits, dev = list[OutputFile](), dict[str, Audit](), dict[str, float]()
+    files, audits, found = list[OutputFile](), dict[str, Audit](), dict[str, Any](dev={})
     for name, path in paths.items():
         data = read_training_data(path)
         others = []
@@ -140,7 +140,8 @@ def _mined(
         mining = Mining(config, output, staging)
         made, audits[name] = mining.write(data, name, held_out([*others, *config.exclude_positives_of]), clock)
         files += made
+        found |= mining.settings
         if name == "val":
-            dev = dev_scores(data, mining.ready)
+            found["dev"] = dev_scores(data, mining.ready)
             clock.lap("dev")
-    return files, audits, dev
+    return files, audits, found

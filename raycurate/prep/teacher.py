@@ -34,7 +34,7 @@ class Teacher:
         """The classifier's raw output for each pair, float32 [n]: a logit, not squeezed into [0, 1].
 
         Raises:
-            InputError: an output that is not a number, or a model with more than one.
+            RaycurateError: an output that is not a number, or a model with more than one.
         """
         import ray
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _TRAINED = 64  # sampled documents for each centroid
 _FETCHED = 1 << 21  # documents fetched at a time, for all queries
-_EXTRA = "bench"
+_EXTRA = "ann"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def column(*texts: str) -> pa.ChunkedArray:
 
 
 def embedded(folder: Path, inputs: list[Texts], **kwargs: Any) -> list[Embedded]:
-    options = {"engine": ENGINE, "engine_kwargs": {"log": str(folder / "log"), **kwargs}}
+    options = {"engine": ENGINE, "concurrency": 1, "engine_kwargs": {"log": str(folder / "log"), **kwargs}}
     return embed_texts(
         inputs, "words", options, cache=str(folder / "cache"), folder=str(folder / "vectors"), unit=False
     )
@@ -68,7 +68,7 @@ def test_unit_vectors_and_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [found] = embed_texts(
         [Texts("d", column(*texts), "document")],
         "words",
-        {"engine": ENGINE},
+        {"engine": ENGINE, "concurrency": 1},
         cache=str(tmp_path / "cache"),
         folder=str(tmp_path / "vectors"),
     )

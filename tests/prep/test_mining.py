@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raycurate.core.errors import ConfigError
+from raycurate.core.errors import ConfigError, RaycurateError
 from raycurate.data.training import TABLE_SCHEMA, Corpus, TrainingData
 from raycurate.embed.cache import Embedded, text_keys
 from raycurate.prep.mine_options import MineOptions
 from raycurate.prep.mining import MinedQuestion, Ready, held_out_keys, mine
 from raycurate.prep.negatives import bounds, fused, generator
+from raycurate.prep.teacher import Teacher
 from raycurate.search import VectorShards
 
 DOCUMENTS, QUESTIONS, DIM = 150, 40, 12
@@ -191,6 +192,59 @@ def check_never(s: Setup, mined: MinedQuestion, options: MineOptions, apart: set
             assert s.texts[document.row] not in apart
     rows = [n.row for n in mined.negatives]
     assert len(set(rows)) == len(rows) <= options.hard_negatives_to_mine
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_an_approximate_search_says_its_recall_and_keeps_to_the_bound(tmp_path: Path) -> None:
+    pytest.importorskip("faiss", reason="the extra 'ann' is not installed")
+    s = Setup(tmp_path, seed=1)
+    options = MineOptions(model="first", hard_negatives_to_mine=5, approximate=True)
+    ready = s.ready(1)
+    found = list(mine(s.data, ready, options, pa.array([], pa.string())))
+    for mined in found:
+        check_never(s, mined, options, set())
+    assert sum(len(mined.negatives) for mined in found) > QUESTIONS
+    assert len(ready.recalls) == 2 and all(0 < recall <= 1 for recall in ready.recalls)  # one a file of questions
+
+
+def cross_encoder(folder: Path, tokenizer: str, labels: int) -> str:
+    """A small random cross-encoder, stored as transformers stores one."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_labels=labels,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_teachers_scores_are_its_logits(tmp_path: Path, minilm: str) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = cross_encoder(tmp_path / "one", minilm, 1)
+    questions, texts = ["how to read a file", "what is a shard"], ["open it and read", "a part of a whole"]
+    teacher = Teacher(model, actors=2)
+    found = teacher.scores(questions, texts)
+    teacher.close()
+    batch = AutoTokenizer.from_pretrained(model)(questions, texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = AutoModelForSequenceClassification.from_pretrained(model)(**batch).logits[:, 0].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    wrong = Teacher(cross_encoder(tmp_path / "two", minilm, 2), actors=1)
+    with pytest.raises(RaycurateError, match="2 outputs; a teacher has one"):
+        wrong.scores(questions, texts)
+    wrong.close()
 
 
 def test_the_bound_is_below_the_positive_for_every_sign() -> None:

@@ -20,7 +20,7 @@ from raycurate.prep.unroll import run as unroll
 from tests.embed.hashing import hash_vector
 from tests.prep.records import records, write
 
-ENCODER = {"engine": "tests.embed.hashing:HashEncoder"}
+ENCODER = {"engine": "tests.embed.hashing:HashEncoder", "concurrency": 1}
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
