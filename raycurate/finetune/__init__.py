@@ -1,0 +1,1 @@
+"""Contrastive fine-tuning of embedding models on Ray Train."""

@@ -1,0 +1,131 @@
+"""Training without padding: the texts of a batch lie one after the other, as in encoders/packed.py.
+
+A batch of passages has few long texts and many short ones, and a padded rectangle spends most of its arithmetic on
+nothing. The layout and its meaning are the encoders'; the attention is written anew, in the one way that
+autograd can turn round cheaply: one split and one join of all tokens, where assignments to slices would cost a copy of
+the whole for each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raycurate.encoders.packed import (
+    _UNSUPPORTED,
+    Layout,
+    PackedUnsupportedError,
+    _varlen,
+    _window_mask,
+    least_cosine,
+    position_offset,
+    positions,
+    probe_lengths,
+)
+
+NAME = "unpadded"
+_SAME = {torch.float32: 0.9999, torch.bfloat16: 0.99, torch.float16: 0.999}
+
+
+def register() -> None:
+    """Make attn_implementation="unpadded" known to transformers; no mask is then built."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attention)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    layout: Layout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """As transformers' attention functions: query [1, heads, T, d], key, value [1, kv_heads, T, d] -> [1, T, heads, d].
+
+    Raises:
+        PackedUnsupportedError: the model did not pass the layout on, or asks for more than windowed softmax attention.
+    """
+    extras = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
+    if layout is None or extras or attention_mask is not None:
+        raise PackedUnsupportedError(f"its attention needs {extras}" if extras else "it does not pass the layout on")
+    if sliding_window is not None and sliding_window >= layout.longest:
+        sliding_window = None
+    if query.is_cuda:
+        if dropout:
+            raise PackedUnsupportedError("variable-length attention on CUDA has no dropout")
+        return _varlen((query, key, value), scaling, sliding_window, layout), None
+    sizes = [count * length for _, count, length in layout.groups]
+    out = []
+    for (_, count, length), *qkv in zip(
+        layout.groups, *(tensor[0].split(sizes, 1) for tensor in (query, key, value)), strict=True
+    ):
+        q, k, v = (part.unflatten(1, (count, length)).transpose(0, 1) for part in qkv)
+        mask = _window_mask(length, sliding_window, layout.causal)
+        attended = functional.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=dropout,
+            scale=scaling,
+            is_causal=layout.causal and mask is None,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        out.append(attended.transpose(1, 2).flatten(0, 1))
+    return torch.cat(out)[None], None
+
+
+def unpad(input_ids_BT: Tensor, mask_BT: Tensor, *, causal: bool, offset: int) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """A padded batch as the inputs of an unpadded model, shortest texts first.
+
+    Returns:
+        (the model's inputs, int64 lengths in that order, int64 order: row order[i] of the batch comes as number i)
+    """
+    lengths_B, order_B = mask_BT.sum(1).cpu().sort(stable=True)
+    keep = mask_BT[order_B.to(mask_BT.device)] != 0
+    ids = input_ids_BT[order_B.to(input_ids_BT.device)][keep]
+    lengths = lengths_B.numpy()
+    places = torch.from_numpy(positions(lengths, offset)).to(ids.device)
+    layout = Layout.of(lengths, causal=causal, device=ids.device)
+    return {"input_ids": ids[None], "position_ids": places[None], "layout": layout}, lengths_B, order_B
+
+
+def use(body: nn.Module, *, causal: bool, max_length: int) -> None:
+    """Make `body` run unpadded from now on.
+
+    Raises:
+        PackedUnsupportedError: its states are then not those of the padded model.
+    """
+    config: Any = body.config
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    window = window if isinstance(window, int) and window < max_length else None
+    lengths = torch.from_numpy(probe_lengths(max_length, window))
+    mask_BT = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+    generator = torch.Generator().manual_seed(0)
+    ids_BT = torch.randint(0, text.vocab_size, mask_BT.shape, generator=generator)
+    if text.pad_token_id is not None:
+        ids_BT[ids_BT == text.pad_token_id] = (text.pad_token_id + 1) % text.vocab_size
+        ids_BT[~mask_BT] = text.pad_token_id
+    register()
+    with torch.no_grad():
+        padded = body(input_ids=ids_BT, attention_mask=mask_BT.long())[0]
+        body.set_attn_implementation(NAME)  # type: ignore[operator]
+        inputs, _, order = unpad(ids_BT, mask_BT, causal=causal, offset=position_offset(body))
+        try:
+            got = body(**inputs)[0][0]
+        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+            raise PackedUnsupportedError(f"the model cannot run unpadded ({error})") from error
+    cosine = least_cosine(got, padded[order][mask_BT[order]])
+    if not cosine >= _SAME[got.dtype]:
+        raise PackedUnsupportedError(f"unpadded and padded states agree to a cosine of {cosine:.6f} only")
