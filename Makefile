@@ -43,6 +43,7 @@ bench: install
 	$(BIN)/raycurate run -c quickstart --to embed
 	$(BIN)/python jobs/benchmarks/kmeans.py
 	$(BIN)/python jobs/benchmarks/dedup.py
+	$(BIN)/python jobs/benchmarks/search.py
 
 # Freeze what `make install` resolved, after a change of the dependencies has been tested.
 constraints: install

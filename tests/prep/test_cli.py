@@ -1,0 +1,39 @@
+"""prep's and mine's own flags on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raycurate.cli import main
+from raycurate.core.config import load_recipe
+from raycurate.pipeline import STAGES, selected
+
+
+def test_a_data_set_needs_a_place(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prep", "--dataset", "nvidia/embed-nemotron-dataset-v1"]) == 2
+    assert "Add --download-path DIR" in capsys.readouterr().err
+
+
+def test_a_data_set_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prep", "--dataset", str(tmp_path / "nothing"), "--download-path", str(tmp_path / "out")]) == 2
+    assert str(tmp_path / "nothing") in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_show_needs_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mine", "--show", "q1"]) == 2
+    assert "Add output=FOLDER" in capsys.readouterr().err
+
+
+def test_the_shipped_recipe_ends_with_prep_wired_to_what_comes_before() -> None:
+    recipe = load_recipe("quickstart", [], stages=STAGES, stage=None)
+    assert [stage.name for stage in selected(recipe)] == ["sample-corpus", "embed", "kmeans", "dedup", "prep"]
+    config = STAGES["prep"].config(recipe)
+    assert (config.output, config.cache) == ("runs/quickstart/prep", "runs/quickstart/cache")
+    assert config.groups == "runs/quickstart/dedup" and config.model == STAGES["embed"].config(recipe).model
+    assert (
+        config.hard_negatives_to_mine == 5
+        and STAGES["mine"].config_class.model_fields["hard_negatives_to_mine"].default == 20
+    )
