@@ -15,16 +15,14 @@ float32 value nearest to the true cosine, whichever way it went, and among equal
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raycurate.encoders.devices import matmul_precision
-from raycurate.kmeans.assign import rough_is_faster
+from raycurate.encoders.devices import bfloat16_is_faster, true_float32
 
 _SCORES = 1 << 22  # scores held at a time: 8 MiB of bfloat16, which a large cache keeps
 _ROWS = 2048  # rows of a block: the more, the less often the columns are repacked for the product
@@ -81,8 +79,8 @@ def compare(
         ValueError: the columns leave out a rank.
     """
     if rough is None:
-        rough = rough_is_faster(device) and first + len(rows_ND) > _SMALL
-    with torch.inference_mode(), _true_float32():
+        rough = bfloat16_is_faster(device) and first + len(rows_ND) > _SMALL
+    with torch.inference_mode(), true_float32():
         search = _Search(_tensor(rows_ND, device), first, floor, rough=rough, block=block)
         covered = 0
         for start, chunk_MD in columns:
@@ -340,19 +338,6 @@ class _Search:
         best_B[better_B], earlier_B[better_B] = top_B[better_B], rank_B[better_B]
         lower_B = self.lower_N[block.rows]
         torch.maximum(lower_B, best_B, out=lower_B)
-
-
-@contextmanager
-def _true_float32() -> Iterator[None]:
-    """No TF32, and no bfloat16 partial sums of bfloat16 products: the error bounds are for sums in float32."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_bf16_reduced_precision_reduction
-    matmul.allow_bf16_reduced_precision_reduction = False
-    try:
-        with matmul_precision("highest"):
-            yield
-    finally:
-        matmul.allow_bf16_reduced_precision_reduction = before
 
 
 def _tensor(rows_ND: np.ndarray, device: torch.device) -> Tensor:

@@ -52,6 +52,17 @@ def choose_batch_tokens(options: EncoderOptions, device: torch.device, dtype: to
     return _BATCH_TOKENS["cpu-packed-bfloat16" if packed and dtype == torch.bfloat16 else "cpu"]
 
 
+def bfloat16_is_faster(device: torch.device) -> bool:
+    """Whether a first pass in bfloat16 pays: the device is a CPU that multiplies it in units of its own.
+
+    On CUDA the scores are read several times, and the product is not what takes the time.
+    """
+    if device.type != "cpu":
+        return False
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+
+
 @contextmanager
 def matmul_precision(wanted: str) -> Iterator[None]:
     """torch's float32 matmul precision inside the block; what it was before, after."""
@@ -61,3 +72,16 @@ def matmul_precision(wanted: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """No TF32, and no bfloat16 partial sums of bfloat16 products: the error bounds are for sums in float32."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction
+    matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        with matmul_precision("highest"):
+            yield
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction = before

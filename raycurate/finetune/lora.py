@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raycurate.core.errors import ConfigError, require
+from raycurate.core.errors import ConfigError
 
 NAME = "default"  # PEFT's name for the only adapter
 _PREFIX = "base_model.model."  # what PEFT puts before every name of the model it wraps
@@ -59,9 +59,9 @@ def add_adapters(body: nn.Module, options: LoraOptions, *, base: str) -> nn.Modu
 
     Raises:
         ConfigError: no linear layer has such a name, or there is none at all.
-        MissingDependencyError: PEFT is not installed.
     """
-    peft = require("peft", "finetune", purpose="LoRA")
+    import peft
+
     linear = {name: m for name, m in body.named_modules() if isinstance(m, nn.Linear)}
     unreached = sorted(name for name, module in linear.items() if not module.weight.requires_grad)
     for target in options.target_modules:
@@ -77,7 +77,7 @@ def add_adapters(body: nn.Module, options: LoraOptions, *, base: str) -> nn.Modu
         raise ConfigError(f"{type(body).__name__} has no linear layer to adapt", where="lora", fix="Train it whole")
     config = peft.LoraConfig(
         r=options.dim,
-        lora_alpha=options.alpha,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]  # PEFT only divides it by the rank
         lora_dropout=options.dropout,
         use_dora=options.dora,
         target_modules=list(targets),

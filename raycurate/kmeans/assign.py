@@ -69,14 +69,6 @@ class Centroids:
         return _Search(self, max(1, min(_ROWS, _SCORES // len(self))))
 
 
-def rough_is_faster(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 in units of its own (CPU with AMX or AVX512-BF16)."""
-    if device.type != "cpu":
-        return False  # on CUDA the product is not what bounds the assignment
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
-
-
 @dataclass(frozen=True)
 class Rounding:
     """What the points lose in bfloat16: lost_N = ||x - rough x|| and size_N >= ||rough x||, float32.

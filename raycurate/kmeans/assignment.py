@@ -182,13 +182,14 @@ class Assign:
     def _assign(self, rows_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         import torch
 
-        from raycurate.kmeans.assign import Centroids, assign, rough_is_faster
+        from raycurate.encoders.devices import bfloat16_is_faster
+        from raycurate.kmeans.assign import Centroids, assign
 
         if self._ready is None:
             device = torch.device(self.device)
             given = ray.get(self.centroids) if isinstance(self.centroids, ray.ObjectRef) else self.centroids
             centres_KD = torch.from_numpy(given.copy()).to(device)  # the object store's own memory is read-only
-            self._ready = (device, Centroids.of(centres_KD, rough=rough_is_faster(device)), centres_KD.norm(dim=1))
+            self._ready = (device, Centroids.of(centres_KD, rough=bfloat16_is_faster(device)), centres_KD.norm(dim=1))
         device, centroids, lengths_K = self._ready
         rows = torch.from_numpy(np.require(rows_ND, requirements=["W", "C"])).to(device)
         labels_N, squares_N = assign(rows, centroids)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from raycurate.core import storage
 from raycurate.core.errors import InputError, RaycurateError
-from raycurate.kmeans.assign import rough_is_faster
+from raycurate.encoders.devices import bfloat16_is_faster
 from raycurate.kmeans.checkpoint import Best, Saved, load, save
 from raycurate.kmeans.collective import Alone, Collective, TorchGroup
 from raycurate.kmeans.lloyd import Iteration, Labelled, lloyd
@@ -142,7 +142,7 @@ def fit(points: Points, options: FitOptions, group: Collective, *, progress: Pro
     """
     began = time.perf_counter()
     rows = count_rows(points, options, group)
-    rough = rough_is_faster(points.device)
+    rough = bfloat16_is_faster(points.device)
     seconds_seed = 0.0
     labelled = Labelled(points, options.n_clusters, rough=rough)
 

@@ -8,8 +8,6 @@ the number does not depend on the block, the shard or the worker (on one kind of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,34 +15,9 @@ import torch
 from torch import Tensor
 
 from raycurate.core.errors import InputError
-from raycurate.encoders.devices import matmul_precision
 
 _CACHED = 1 << 17  # elements worked on at a time: what a core's cache holds
 _LONGEST = 1e18  # length of a vector up to which no product leaves float32
-
-
-def bfloat16_is_faster(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 in units of its own (CPU with AMX or AVX512-BF16).
-
-    On CUDA the scores are read several times, and the product is not what takes the time.
-    """
-    if device.type != "cpu":
-        return False
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
-
-
-@contextmanager
-def true_float32() -> Iterator[None]:
-    """No TF32, and no bfloat16 partial sums of bfloat16 products: the error bounds are for sums in float32."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_bf16_reduced_precision_reduction
-    matmul.allow_bf16_reduced_precision_reduction = False
-    try:
-        with matmul_precision("highest"):
-            yield
-    finally:
-        matmul.allow_bf16_reduced_precision_reduction = before
 
 
 @dataclass

@@ -79,7 +79,8 @@ class Exact:
     queries_at_once = 16_384
 
     def prepare(self, documents_MD: np.ndarray, piece: Piece, place: Place, *, where: str) -> Any:
-        from raycurate.search.prepared import Documents, bfloat16_is_faster
+        from raycurate.encoders.devices import bfloat16_is_faster
+        from raycurate.search.prepared import Documents
 
         rough = bfloat16_is_faster(place.device)
         return Documents.of(documents_MD, piece.first, place.device, rough=rough, where=where, buffers=place.buffers)
