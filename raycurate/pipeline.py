@@ -167,6 +167,22 @@ STAGES: dict[str, Stage] = {
             },
             optional=True,
         ),
+        Stage(
+            "finetune",
+            "training data -> a fine-tuned embedding model",
+            "raycurate.finetune.config:FinetuneConfig",
+            "raycurate.finetune.stage:run",
+            "raycurate.finetune.stage:state",
+            "raycurate.finetune.stage:describe_plan",
+            wiring={
+                "train": "${workdir}/prep/train_mined.automodel_unrolled.json",
+                "val": "${workdir}/prep/val_mined.automodel.json",
+                "model": "${model}",
+                "output": "${workdir}/finetune",
+                "seed": "${seed}",
+            },
+            optional=True,
+        ),
     )
 }
 

@@ -1,0 +1,231 @@
+"""The options of the finetune stage, put together, and handed on to the parts that use them.
+
+The model, the data and the loop have plain option sets of their own. Those import torch, so the conversions do it and
+not this module.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import field_validator, model_validator
+
+from raycurate.core import storage
+from raycurate.core.config import option
+from raycurate.finetune.config_groups import (
+    CheckpointOptions,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimiseConfig,
+    ScalingOptions,
+)
+from raycurate.finetune.logs import LogOptions
+
+if TYPE_CHECKING:
+    from raycurate.encoders.options import EncoderOptions
+    from raycurate.finetune.backbones import ModelOptions
+    from raycurate.finetune.lora import LoraOptions
+    from raycurate.finetune.options import TrainOptions
+    from raycurate.finetune.prepared import PrepareOptions
+
+ALGORITHM_VERSION = 1
+
+ALIASES = {
+    "train_n_passages": "n_passages",
+    "l2_normalize": "normalize",
+    "attn_implementation": "attention",
+    "lr": "learning_rate",
+    "lr_warmup_steps": "warmup_steps",
+    "lr_decay_style": "schedule",
+    "ckpt_every_steps": "checkpoint_every_steps",
+    "val_every_steps": "validate_every_steps",
+}
+"""Other tools' names -> ours; not for options that `raycurate run` wires, which would then be given twice."""
+
+
+class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConfig, ModelConfig, DataConfig):
+    """Training data and a model in; checkpoints in Hugging Face format out."""
+
+    output: str = option(..., "Folder or URI the checkpoints are written to.", operational=True)
+    logging: LogOptions = option(
+        LogOptions(),
+        "Trackers beside train.jsonl: {tensorboard: true, mlflow: {experiment}, wandb: {project}}.",
+        operational=True,
+    )
+    overwrite: bool = option(False, "Replace an output that is there already.", operational=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        renamed = dict(values)
+        for name, ours in ALIASES.items():
+            if name in renamed:
+                if ours in renamed:
+                    raise ValueError(f"{name} and {ours} are two names of one option; give one")
+                renamed[ours] = renamed.pop(name)
+        return renamed
+
+    @field_validator("num_workers")
+    @classmethod
+    def _an_interval(cls, value: int | str | list[int]) -> int | str | list[int]:
+        if isinstance(value, list) and (len(value) != 2 or not 1 <= value[0] <= value[1]):
+            raise ValueError("write [min, max] with 1 <= min <= max")
+        return value
+
+    @field_validator("resume")
+    @classmethod
+    def _some_place(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("write auto, never or the path of a checkpoint")
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> FinetuneConfig:
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise ValueError(f"warmup_steps={self.warmup_steps} and warmup_ratio={self.warmup_ratio}: give one of them")
+        if self.elastic and self.loss == "in_batch":
+            raise ValueError(
+                f"num_workers={self.num_workers} is elastic, and with loss=in_batch a question's negatives depend on "
+                "the number of workers; use cross_rank, listed, or a fixed number"
+            )
+        if self.early_stopping is not None and self.val is None:
+            raise ValueError(f"early_stopping={self.early_stopping} needs val")
+        if self.best_metric.startswith("val_") and self.val is None:
+            raise ValueError(f"best_metric={self.best_metric} needs val")
+        if self.best_metric.startswith("dev_") and self.dev is None:
+            raise ValueError(f"best_metric={self.best_metric} needs dev")
+        return self
+
+    @property
+    def input(self) -> list[str]:
+        """The paths of the training data, as `raycurate info` shows them."""
+        sources = [self.train] if isinstance(self.train, str) else self.train
+        return [s if isinstance(s, str) else str(s.get("path", "")) for s in sources]
+
+    @property
+    def elastic(self) -> bool:
+        return isinstance(self.num_workers, list)
+
+    @property
+    def metric(self) -> str | None:
+        """What BEST is chosen by; None: the last checkpoint."""
+        if self.best_metric != "auto":
+            return self.best_metric
+        if self.val is not None:
+            return "val_mrr"
+        return "dev_ndcg10" if self.dev is not None else None
+
+    def result_keys(self) -> dict[str, Any]:
+        """A path to go on from decides the result; whether an interrupted run is taken up does not."""
+        kept = super().result_keys()
+        return kept | {"resume": "auto" if self.resume in ("auto", "never") else self.resume}
+
+    def absolute(self) -> FinetuneConfig:
+        """The same with absolute local paths: a training worker has a working folder of its own."""
+        from pathlib import Path
+
+        update: dict[str, Any] = {"output": storage.normalise(self.output)}
+        for name in ("train", "val"):
+            update[name] = _absolute_sources(getattr(self, name))
+        for name in ("dev", "data_cache", "cache_dir"):
+            value = getattr(self, name)
+            update[name] = storage.normalise(value) if value is not None else None
+        if Path(self.model).expanduser().is_dir():
+            update["model"] = storage.normalise(self.model)
+        if self.resume not in ("auto", "never"):
+            update["resume"] = storage.normalise(self.resume)
+        return self.model_copy(update=update)
+
+    def encoder_options(self) -> EncoderOptions:
+        """The model as the readers of model folders take it."""
+        from raycurate.encoders.options import EncoderOptions
+
+        names = ("model", "revision", "cache_dir", "hf_token", "local_files_only")
+        return EncoderOptions(**{name: getattr(self, name) for name in names})
+
+    def model_options(self) -> ModelOptions:
+        """How the checkpoint becomes a bi-encoder. Its one length is the longer of the two in training."""
+        from raycurate.finetune.backbones import ModelOptions
+
+        same = ("pooling", "normalize", "document_template", "bidirectional", "separate_encoders", "attention",
+                "dropout", "gradient_checkpointing", "compile", "liger")  # fmt: skip
+        return ModelOptions(
+            **{name: getattr(self, name) for name in same},
+            max_length=max(self.query_max_length, self.passage_max_length),
+            prompts=self._prompts(),
+            matryoshka_dims=tuple(sorted(self.matryoshka, reverse=True)) or None,
+        )
+
+    def _prompts(self) -> dict[str, str] | None:
+        """None where the model's own are kept, both of them."""
+        if self.query_prefix is None and self.passage_prefix is None:
+            return None
+        if self.query_prefix is None or self.passage_prefix is None:
+            from raycurate.core.contract import EmbeddingContract
+            from raycurate.encoders.fetch import fetch_model
+
+            own = EmbeddingContract.from_checkpoint(fetch_model(self.encoder_options()))
+            query, document = own.prompt_for("query"), own.prompt_for("document")
+        given = (self.query_prefix, self.passage_prefix)
+        return {
+            "query": given[0] if given[0] is not None else query,
+            "document": given[1] if given[1] is not None else document,
+        }
+
+    def lora_options(self) -> LoraOptions | None:
+        from raycurate.finetune.lora import LoraOptions
+
+        if self.lora is None:
+            return None
+        values = self.lora.model_dump()
+        return LoraOptions(**values | {"target_modules": tuple(values["target_modules"])})
+
+    def prepare_options(self, *, validation: bool = False) -> PrepareOptions:
+        """What is made of the training data, or of the validation data."""
+        from raycurate.finetune.passages import PassageOptions
+        from raycurate.finetune.prepared import PrepareOptions
+
+        passages = PassageOptions(self.n_passages, self.cycle_positives, bool(self.distillation))
+        if validation:
+            passages = passages.for_validation(self.eval_negative_size)
+        names = ("query_max_length", "passage_max_length", "dataset_instructions", "pad_token")
+        return PrepareOptions(passages, **{n: getattr(self, n) for n in names}, cache_dir=self.data_cache)
+
+    def train_options(self, *, cuda: bool = False) -> TrainOptions:
+        """What the loop is told.
+
+        Args:
+            cuda: whether it runs on GPUs, which decides precision=auto.
+
+        Raises:
+            ConfigError: options that cannot be together.
+        """
+        from raycurate.finetune.losses import FalseNegatives
+        from raycurate.finetune.objective import Distillation
+        from raycurate.finetune.options import TrainOptions
+
+        same = TrainOptions.__dataclass_fields__.keys() & type(self).model_fields.keys()
+        values: dict[str, Any] = {name: getattr(self, name) for name in same}
+        rule = self.false_negatives
+        values |= {
+            "false_negatives": FalseNegatives(**rule.model_dump()) if rule is not None else None,
+            "distillation": tuple(Distillation(**part.model_dump()) for part in self.distillation),
+            "matryoshka": tuple(sorted(self.matryoshka.items(), reverse=True)),
+            "elastic": self.elastic,
+        }
+        if self.precision == "auto":
+            values["precision"] = "bfloat16" if cuda else "float32"
+        return TrainOptions(**values)
+
+
+def _absolute_sources(sources: Any) -> Any:
+    if isinstance(sources, str):
+        return storage.normalise(sources)
+    if isinstance(sources, list):
+        return [_absolute_sources(each) for each in sources]
+    if isinstance(sources, dict) and "path" in sources:
+        return sources | {"path": storage.normalise(str(sources["path"]))}
+    return sources

@@ -1,0 +1,229 @@
+"""What a user can say about a fine-tuning, by group: data, model, loss, optimisation, workers, checkpoints.
+
+The names are those of NeMo's embed recipes where these have one. config.py puts the groups together.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+from raycurate.core.cluster import ActorGroupOptions
+from raycurate.core.config import StageConfig, option
+from raycurate.core.contract import pooling_name
+
+Sources = str | list[str | dict[str, Any]]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraConfig(_Part):
+    """Low-rank adapters (PEFT)."""
+
+    dim: int = Field(8, gt=0, description="rank of the update")
+    alpha: float = Field(32, gt=0, description="the update is scaled by alpha / dim")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on the adapters' input")
+    dora: bool = Field(False, description="learn the length of each row of a weight apart from its direction")
+    target_modules: list[str] = Field([], description="last parts of the names of linear layers; all by default")
+
+
+class FalseNegativesConfig(_Part):
+    """Negatives that score too near the positive are masked; the margins are those of mining."""
+
+    kind: Literal["perc", "abs"] = "perc"
+    margin: float = Field(0.95, ge=0)
+    listed_too: bool = False
+
+
+class DistillationConfig(_Part):
+    """A teacher's scores of the passages, as mining with a teacher writes them."""
+
+    kind: Literal["kl", "margin_mse"]
+    weight: float = Field(1.0, ge=0)
+    teacher_temperature: float = Field(1.0, gt=0)
+    teacher_scale: float = 1.0
+
+
+class DataConfig(StageConfig):
+    """What is trained on, and how much of it."""
+
+    train: Sources = option(
+        ...,
+        "Training data: a file (inline JSONL or corpus-ID JSON), hf://..., or a list of them, {path, num_samples} too.",
+    )
+    val: Sources | None = option(None, "Validation data of the same forms; null for none.")
+    n_passages: int = option(5, "Passages a question: its positive and n_passages - 1 negatives.", gt=0)
+    cycle_positives: bool = option(False, "Another positive of the question each epoch; else always the first.")
+    eval_negative_size: int | None = option(
+        None, "Negatives a question in validation; as many as in training by default.", ge=0
+    )
+    query_max_length: int = option(512, "Tokens kept of a question, its prefix and special tokens included.", gt=0)
+    passage_max_length: int = option(512, "Tokens kept of a passage, likewise.", gt=0)
+    query_prefix: str | None = option(None, "Literal text before every question instead of the model's own prompt.")
+    passage_prefix: str | None = option(None, "Literal text before every passage instead of the model's own prompt.")
+    dataset_instructions: bool = option(
+        False, "Put the instructions of each corpus's metadata before questions and passages, in place of prompts."
+    )
+    pad_token: str | None = option(
+        None, "What pads where the tokenizer has no padding token: a token, or `eos` for its end token."
+    )
+    data_cache: str | None = option(
+        None,
+        "Folder on every machine for tokens and corpora; $RAYCURATE_CACHE or the user's cache by default.",
+        operational=True,
+    )
+
+
+class ModelConfig(StageConfig):
+    """The model that is trained. Null leaves the choice to the checkpoint's own files."""
+
+    model: str = option(..., "The model to start from: a folder, a Hugging Face id or `python:MODULE`.", min_length=1)
+    revision: str | None = option(None, "Branch, tag or commit of a Hugging Face model.")
+    pooling: str | None = option(None, "mean, cls, last, weighted_mean or multi_vector; the model's own by default.")
+    normalize: bool | None = option(None, "Scale vectors to length one; the model's own habit by default.")
+    document_template: str | None = option(None, "How title and text make a document, e.g. '{title} {text}'.")
+    matryoshka: dict[int, float] = option({}, "Dimension -> weight of its loss; the whole vector alone by default.")
+    bidirectional: bool | None = option(None, "True makes a causal decoder attend both ways.")
+    separate_encoders: bool = option(False, "One encoder for questions and one for documents, which start alike.")
+    attention: Literal["sdpa", "flash_attention_2", "eager", "unpadded"] | None = option(
+        None,
+        "How attention is computed; unpadded lays texts end to end (3-4x faster on a CPU where the model can).",
+        operational=True,
+    )
+    dropout: float | None = option(None, "Every dropout of the model in training; its own by default.", ge=0, lt=1)
+    gradient_checkpointing: bool = option(False, "Compute activations twice to keep few of them.", operational=True)
+    compile: bool = option(False, "torch.compile each layer.", operational=True)
+    liger: bool = option(False, "Liger's fused kernels (CUDA).", operational=True)
+    lora: LoraConfig | None = option(
+        None, "Train low-rank adapters only: {dim: 8, alpha: 32, dropout: 0, dora: false, target_modules: []}."
+    )
+    cache_dir: str | None = option(
+        None, "Where downloaded models are kept; the Hugging Face cache by default.", operational=True
+    )
+    hf_token: SecretStr | None = option(
+        None, "Token for gated models; the hub's own environment by default.", operational=True
+    )
+    local_files_only: bool = option(False, "Never ask the network for a model.", operational=True)
+
+    @field_validator("pooling")
+    @classmethod
+    def _known_pooling(cls, value: str | None) -> str | None:
+        return None if value is None else pooling_name(value)
+
+
+class LossConfig(StageConfig):
+    """What is minimised."""
+
+    loss: Literal["listed", "in_batch", "cross_rank"] = option(
+        "listed", "A question's negatives: its own listed ones, those of its rank's batch, or of all ranks'."
+    )
+    temperature: float = option(0.02, "Scores are divided by it.", gt=0)
+    contrastive_weight: float = option(1.0, "Of the contrastive loss; 0 leaves the teacher alone.", ge=0)
+    symmetric: bool = option(False, "Also each positive against all questions (in_batch, cross_rank).")
+    false_negatives: FalseNegativesConfig | None = option(
+        None, "Mask negatives that score too near the positive: {kind: perc|abs, margin: 0.95, listed_too: false}."
+    )
+    distillation: list[DistillationConfig] = option(
+        [], "Follow a teacher's scores: [{kind: kl|margin_mse, weight: 1, teacher_temperature: 1, teacher_scale: 1}]."
+    )
+
+
+class OptimiseConfig(StageConfig):
+    """How it is minimised."""
+
+    num_epochs: int = option(3, "Times the training data are gone through.", gt=0)
+    max_steps: int | None = option(None, "Stop after so many steps, the schedule with it.", gt=0)
+    learning_rate: float = option(1e-5, "Highest learning rate.", gt=0)
+    min_learning_rate: float = option(0.0, "What the decay ends at.", ge=0)
+    weight_decay: float = option(0.01, "AdamW's, not on norms and biases.", ge=0)
+    schedule: Literal["linear", "cosine", "constant"] = option("linear", "Decay of the learning rate.")
+    warmup_steps: int | None = option(None, "Steps of warm-up; a tenth of all by default.", ge=0)
+    warmup_ratio: float | None = option(None, "Warm-up as a share of all steps.", ge=0, lt=1)
+    max_grad_norm: float | None = option(1.0, "Gradients are clipped to this norm; null: not.", gt=0)
+    global_batch_size: Positive | Literal["auto"] = option(
+        128, "Questions a step, over all workers; auto is an eighth of a small set's questions, within 16 and 64."
+    )
+    local_batch_size: int | None = option(
+        None,
+        "Questions a worker has in memory at once; the rest of its share follows in further micro-steps.",
+        gt=0,
+    )
+    chunk_tokens: int | None = option(
+        None, "GradCache's chunks in tokens, instead of local_batch_size questions.", operational=True, gt=0
+    )
+    by_corpus: bool = option(False, "Batches hold questions of one corpus only.")
+    drop_last: bool = option(True, "Leave out the questions of an incomplete last batch (others in each epoch).")
+    length_window: int = option(50, "Batches among which questions are sorted by length; 0: none.", ge=0)
+    seed: int = option(42, "Seed of the order, of dropout and of the adapters.", ge=0)
+    precision: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "Of the arithmetic; weights stay float32. auto is bfloat16 on GPUs, float32 on CPUs."
+    )
+    early_stopping: int | None = option(None, "Stop after so many validations in a row without a better val_mrr.", gt=0)
+
+
+class ScalingOptions(StageConfig):
+    """Over which workers, and how the model is laid out on them."""
+
+    num_workers: Positive | Literal["auto"] | list[int] = option(
+        "auto",
+        "Training workers: a number, [min, max] for elastic training, or auto: one a GPU, else one a core up to eight, "
+        "as many as divide the batch.",
+        operational=True,
+    )
+    actors: ActorGroupOptions = option(
+        ActorGroupOptions(),
+        "Placement and environment of a worker: num_cpus, num_gpus, resources, accelerator_type, label_selector, "
+        "runtime_env.",
+        operational=True,
+    )
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", "Where to train; auto is CUDA where the cluster has GPUs.", operational=True
+    )
+    strategy: Literal["auto", "ddp", "fsdp2", "hsdp"] = option(
+        "auto", "How the model is shared by the workers; auto is ddp where it fits, else fsdp2.", operational=True
+    )
+    reshard: bool = option(True, "FSDP2 frees a layer's gathered weights after its forward.", operational=True)
+    cpu_offload: bool = option(False, "FSDP2 keeps weights and optimiser in the host's memory.", operational=True)
+    shard_size: int | None = option(None, "HSDP: workers that share one copy; one machine's.", operational=True, gt=0)
+    tp_size: int = option(1, "Tensor parallelism, where the model has a plan for it.", operational=True, gt=0)
+    cp_size: int = option(1, "Context parallelism; only 1.", operational=True, gt=0)
+    sequence_parallel: bool = option(False, "Only false.", operational=True)
+    timeout_minutes: float = option(30.0, "Minutes after which a collective counts as failed.", operational=True, gt=0)
+    max_failures: int = option(
+        3, "Times a dead worker is replaced and the training goes on from its last checkpoint; -1: always.",
+        operational=True, ge=-1,
+    )  # fmt: skip
+
+
+class CheckpointOptions(StageConfig):
+    """What is saved and measured on the way."""
+
+    checkpoint_every_steps: int | None = option(
+        None, "Steps between checkpoints; at the end of each epoch by default.", operational=True, gt=0
+    )
+    validate_every_steps: int | None = option(
+        None, "Steps between validations; at the end of each epoch by default, and before each checkpoint.", gt=0
+    )
+    validation_batch_size: int | None = option(None, "Questions of a worker at once.", operational=True, gt=0)
+    dev: str | None = option(
+        None,
+        "A BEIR folder whose DEV split is searched, over the whole corpus, for each checkpoint (dev_ndcg10, "
+        "dev_recall100, ...); never its test split. The models of all checkpoints then stay until the training ends.",
+    )
+    best_metric: str = option(
+        "auto",
+        "What BEST is chosen by: val_mrr, val_acc1, val_loss, dev_ndcg10, ...; auto is val_mrr where there are "
+        "validation data, dev_ndcg10 where there is only dev, else the last checkpoint.",
+    )
+    keep_last: int = option(1, "Latest checkpoints that are kept.", operational=True, gt=0)
+    keep_best: int = option(1, "Best checkpoints that are kept besides.", operational=True, ge=0)
+    log_every_steps: int = option(1, "Steps between two lines of the log.", operational=True, gt=0)
+    resume: str = option(
+        "auto",
+        "auto goes on with an unfinished training of this output, never begins anew, a path goes on from that "
+        "checkpoint.",
+    )

@@ -1,0 +1,299 @@
+"""The finetune stage: training data and a model -> checkpoints in Hugging Face format, the best one named.
+
+    prepare the data ; train on Ray, from the newest checkpoint if there is one ; choose the best ; write the manifest
+
+While a training is unfinished its output has `_staging/run.json`, which says what it is made from. The same command
+again goes on; one that would make something else is refused, unless it says overwrite=true or resume=never.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from raycurate.core import storage
+from raycurate.core.cluster import capacity, check_plan, environment_versions, require_ray
+from raycurate.core.config import fingerprint
+from raycurate.core.errors import ConfigError, InputError, OutputExistsError
+from raycurate.core.manifest import (
+    MANIFEST,
+    STAGING,
+    Manifest,
+    OutputFile,
+    StageKey,
+    commit,
+    is_done,
+    listing_fingerprint,
+    package_versions,
+    read_manifest,
+    state_of,
+)
+from raycurate.core.observe import Clock, get_logger
+from raycurate.data.training import read_training_data
+from raycurate.data.training_files import find_files, parse_sources
+from raycurate.finetune.checkpoints import CONSOLIDATED, STATE, Checkpoint, CheckpointStore
+from raycurate.finetune.config import ALGORITHM_VERSION, FinetuneConfig
+from raycurate.finetune.driver import CHECKPOINTS, RUN_RECORD, Job, fit, layout, steps_of, worker_memory
+from raycurate.finetune.logs import FILE as LOG_FILE
+from raycurate.finetune.worker import make_prepared
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """Where the checkpoints lie and what their manifest says."""
+
+    output: str
+    manifest: Manifest
+    skipped: bool = False
+
+    @property
+    def store(self) -> CheckpointStore:
+        return CheckpointStore(storage.join(self.output, CHECKPOINTS))
+
+    @property
+    def best(self) -> str:
+        """The best model's folder or URI, which transformers and sentence-transformers load."""
+        return storage.join(self.output, CHECKPOINTS, self.manifest.settings["best"], CONSOLIDATED)
+
+    @property
+    def latest(self) -> str:
+        """The last model's."""
+        return storage.join(self.output, CHECKPOINTS, self.manifest.settings["latest"], CONSOLIDATED)
+
+    def summary(self) -> str:
+        """Questions, steps, the best checkpoint with its metrics, seconds."""
+        counts, settings = self.manifest.counts, self.manifest.settings
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(settings["metrics"].items()))
+        by = f"by {settings['metric']}" if settings["metric"] else "the last"
+        early = ", stopped early" if counts["stopped_early"] else ""
+        seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.manifest.timings.items())
+        return "\n".join(
+            [
+                f"questions {counts['questions']:,}  validation {counts['validation_questions']:,}",
+                f"trained   {counts['steps']:,} steps, {counts['epochs']} epochs{early}, {counts['workers']} workers",
+                f"best      {settings['best']} ({by}): {metrics or 'nothing was measured'}",
+                f"seconds   {seconds}",
+                f"model     {self.best}",
+            ]
+        )
+
+
+def stage_key(config: FinetuneConfig) -> StageKey:
+    """What decides the result: the data's files, the model, the options that affect it."""
+    from raycurate.encoders.fetch import fetch_model
+    from raycurate.finetune.backbones import training_contract
+
+    entries = []
+    for sources in (config.train, config.val):
+        if sources is None:
+            continue
+        data = read_training_data(sources, cache_dir=config.data_cache, seed=config.seed)
+        entries += [f.entry for source in parse_sources(sources) for f in find_files(source.path)]
+        entries += [entry for corpus in data.corpora if corpus.path for entry in storage.list_files(corpus.path)]
+    if config.dev is not None:
+        names = ("corpus.jsonl", "queries.jsonl", "qrels/dev.tsv")
+        entries += [entry for name in names for entry in storage.list_files(storage.join(config.dev, name))]
+    contract = training_contract(fetch_model(config.encoder_options()), config.model_options())
+    return StageKey(
+        stage="finetune",
+        algorithm_version=ALGORITHM_VERSION,
+        input_fingerprint=fingerprint([listing_fingerprint(entries), contract.identity()]),
+        options=config.result_keys(),
+    )
+
+
+def state(config: FinetuneConfig) -> str:
+    """One phrase for `raycurate info`."""
+    return state_of(
+        config.output,
+        lambda: stage_key(config),
+        lambda manifest: f"{manifest.counts['steps']:,} steps, best {manifest.settings['best']}",
+    )
+
+
+def describe_plan(config: FinetuneConfig) -> str:
+    """What a run would take on the cluster that is connected: workers, parameters, memory, steps.
+
+    Raises:
+        CapacityError: a worker's memory is not enough.
+    """
+    from raycurate.encoders.fetch import fetch_model
+    from raycurate.finetune.estimate import Setting, estimate_training
+
+    found = capacity()
+    plan = layout(config, found)
+    report = check_plan([plan.demand(config)], found)
+    options = config.train_options(cuda=plan.gpus > 0)
+    questions, said = _count(config)
+    setting = Setting(
+        ranks=plan.most,
+        memory=worker_memory(plan, found),
+        cuda=plan.gpus > 0,
+        questions=questions,
+        n_passages=config.n_passages,
+        query_length=config.query_max_length,
+        passage_length=config.passage_max_length,
+    )
+    folder = fetch_model(config.encoder_options())
+    estimate = estimate_training(folder, config.model_options(), options, setting, lora=config.lora_options())
+    estimate.require_fit()
+    waits = [report.waits_for_nodes] if report.waits_for_nodes else []
+    return "\n".join([f"workers      {plan.describe()}", estimate.report(), f"state        {said}", *waits])
+
+
+def _count(config: FinetuneConfig) -> tuple[int | None, str]:
+    """Questions of the training data, None where they are not there yet; and the state of the output."""
+    try:
+        count = len(read_training_data(config.train, cache_dir=config.data_cache, seed=config.seed))
+    except InputError as error:
+        return None, f"cannot run yet: {error}"
+    return count, state(config)
+
+
+def finetune(train: Any, model: str, output: str, **options: Any) -> FinetuneResult:
+    """Fine-tune an embedding model on questions, positives and negatives; needs a running Ray.
+
+    Args:
+        train: training data: a file, a folder, hf://..., or a list of them.
+        options: any option of `raycurate finetune` (`raycurate finetune --help`).
+
+    Raises:
+        RaycurateError: an option, the data, the model or the cluster cannot be used.
+    """
+    require_ray("finetune")
+    values = {**options, "train": train, "model": model, "output": output}
+    return run(FinetuneConfig.parse(values, where="finetune"))
+
+
+def run(config: FinetuneConfig) -> FinetuneResult:
+    """Train into `config.output`; a finished output is left alone, a killed run goes on.
+
+    Raises:
+        RaycurateError: the data, the model, an option, the storage or the cluster cannot be used.
+    """
+    from raycurate.finetune.parallelize import refuse_what_cannot_be
+
+    key = stage_key(config)
+    done = is_done(config.output, key, overwrite=config.overwrite)
+    if done is not None:
+        storage.delete(storage.join(config.output, STAGING))
+        log.info("finetune: %s is done, nothing to do", config.output)
+        return FinetuneResult(config.output, done, skipped=True)
+    clock = Clock()
+    found = capacity()
+    plan = layout(config, found)
+    report = check_plan([plan.demand(config)], found)
+    if report.waits_for_nodes:
+        log.info("finetune: %s", report.waits_for_nodes)
+    options = config.train_options(cuda=plan.gpus > 0)
+    refuse_what_cannot_be(options)
+    train_data, val_data = make_prepared(config)
+    steps = steps_of(train_data, options, plan)
+    clock.lap("prepare")
+    job = Job(
+        config=config.absolute(),
+        run=begin(config, key),
+        train=train_data.folder,
+        val=val_data.folder if val_data is not None else None,
+        steps=steps,
+        layout=plan,
+        versions=environment_versions(),
+    )
+    log.info("finetune: %s questions, %s; run %s", f"{len(train_data):,}", plan.describe(), job.run)
+    trained = fit(job)
+    clock.lap("train")
+    best = job.store.choose_best(config.metric)
+    job.store.prune(job.keep)
+    clock.lap("choose")
+    manifest = _manifest(job, key, best, clock)
+    manifest.counts |= {
+        "questions": len(train_data),
+        "validation_questions": len(val_data) if val_data is not None else 0,
+        "steps": trained.step,
+        "epochs": trained.epoch + 1,
+        "stopped_early": int(trained.stopped_early),
+        "workers": plan.most,
+    }
+    commit(config.output, manifest)
+    return FinetuneResult(config.output, manifest)
+
+
+def begin(config: FinetuneConfig, key: StageKey) -> str:
+    """The name of the training: the one that is unfinished here, or a new one once what is in its way is gone.
+
+    Raises:
+        OutputExistsError: an unfinished training of something else is there.
+        ConfigError: the training would delete the checkpoint that it starts from.
+    """
+    record = storage.join(config.output, RUN_RECORD)
+    store = CheckpointStore(storage.join(config.output, CHECKPOINTS))
+    there = json.loads(storage.read_text(record)) if storage.exists(record) else None
+    replaces = read_manifest(config.output) is not None or config.resume == "never"  # is_done has let it
+    if there is not None and not replaces:
+        then = StageKey.model_validate(there["key"])
+        if then == key:
+            partial = store.discard_partial()
+            if partial:
+                log.info("finetune: removed %s, which were not whole", ", ".join(partial))
+            return str(there["run"])
+        if not config.overwrite:
+            raise OutputExistsError(
+                "an unfinished training of something else is there; it differs in " + "; ".join(then.differences(key)),
+                where=config.output,
+                fix="Use another output folder, resume=never, or overwrite=true",
+            )
+    for name, place in (("model", config.model), ("resume", config.resume)):
+        if storage.normalise(place).startswith(store.folder + "/"):
+            raise ConfigError(
+                "a new training would delete the checkpoint that it starts from",
+                where=f"{name}={place}",
+                fix="Use another output folder",
+            )
+    for path in (MANIFEST, CHECKPOINTS, LOG_FILE, STAGING):
+        storage.delete(storage.join(config.output, path))
+    # Ray Train goes on by itself with whatever has the same name, so a new training gets a new one.
+    made = f"finetune-{key.fingerprint()}" + (f"-{uuid.uuid4().hex[:8]}" if config.resume == "never" else "")
+    storage.write_text(record, json.dumps({"run": made, "key": key.model_dump(mode="json")}, indent=2) + "\n")
+    return made
+
+
+def _manifest(job: Job, key: StageKey, best: Checkpoint, clock: Clock) -> Manifest:
+    """Of all files but the states, which serve a further training only and may be deleted."""
+    config, store = job.config, job.store
+    kept = store.all()
+    root = storage.normalise(config.output)
+    states = tuple(storage.join(store.path(c.name), STATE) + "/" for c in kept)
+    listed = [
+        OutputFile(path=e.path[len(root) + 1 :], size=e.size)
+        for e in storage.list_files(root)
+        if not e.path.startswith((storage.join(root, STAGING) + "/", *states))
+    ]
+    return Manifest(
+        key=key,
+        inputs=config.input,
+        files=listed,
+        counts={"checkpoints": len(kept)},
+        timings=clock.timings(),
+        settings={
+            **config.redacted(),
+            "best": best.name,
+            "latest": kept[-1].name,
+            "metric": config.metric,
+            "metrics": best.metrics,
+        },
+        contract=_contract(store, best),
+        versions=package_versions("raycurate", "ray", "torch", "transformers", "pyarrow"),
+    )
+
+
+def _contract(store: CheckpointStore, best: Checkpoint) -> dict[str, Any]:
+    """What the best model's vectors are: the documents' one, where the encoders are two."""
+    model = storage.join(store.path(best.name), CONSOLIDATED)
+    for name in ("contract.json", "document/contract.json"):
+        if storage.exists(storage.join(model, name)):
+            return dict(json.loads(storage.read_text(storage.join(model, name))))
+    raise InputError("this model has no contract.json", where=model)

@@ -1,0 +1,152 @@
+"""A training's state on disk, sharded, through torch.distributed.checkpoint: stop anywhere, go on anywhere.
+
+What must be kept is little: the trained weights, AdamW's two moments, and the number of steps done. The order of the
+questions, the learning rate and the random numbers of a step are functions of seed, step and rank (order.py,
+optimise.py, loop.py), so a run that stopped goes on bit by bit, and one with another number of ranks at the same place.
+
+Frozen weights are not written: they are the model's that the training started from.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raycurate.core import storage
+from raycurate.core.errors import InputError
+from raycurate.finetune.collectives import world
+
+FILE = "progress.json"
+STATE_VERSION = 1
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands: optimiser steps done, and what early stopping remembers.
+
+    identity: what must be equal in the run that goes on from here, by name (seed, global batch, ...).
+    """
+
+    step: int = 0
+    best: float | None = None
+    worse: int = 0
+    stopped_early: bool = False
+    identity: dict[str, Any] = field(default_factory=dict)
+
+
+def save(folder: str, model: nn.Module, optimizer: torch.optim.AdamW, progress: Progress) -> None:
+    """Write this rank's part into `folder`, which is local; every rank calls it, each with a folder of its own or all
+    with one. The parts of all ranks, in one folder, are the checkpoint.
+
+    Raises:
+        OSError: it cannot be written (no space, no permission).
+    """
+    import torch.distributed.checkpoint as dcp
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tensors = _tensors(model, optimizer, progress.step)
+    with _alone_without_a_warning():
+        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder), no_dist=world()[1] == 1)
+    if world()[0] == 0:
+        written = asdict(progress) | {"version": STATE_VERSION, "ranks": world()[1]}
+        storage.write_text(storage.join(folder, FILE), json.dumps(written, indent=2))
+
+
+def load(folder: str, model: nn.Module, optimizer: torch.optim.AdamW, identity: dict[str, Any]) -> Progress:
+    """Put what `save` wrote into `model` and `optimizer`, which may lie on another number of ranks, wrapped otherwise.
+
+    Args:
+        identity: of this run; compared with the saved one before anything is loaded.
+
+    Raises:
+        InputError: there is no whole state, or it is another training's; it names what differs.
+    """
+    import torch.distributed.checkpoint as dcp
+
+    found = read_progress(folder)
+    differing = {k: (v, identity.get(k)) for k, v in found.identity.items() if v != identity.get(k)}
+    if differing:
+        said = ", ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in differing.items())
+        raise InputError(f"this is the state of another training: {said}", where=folder, fix="Set resume=never")
+    tensors = _tensors(model, optimizer, found.step, fresh=True)
+    reader = dcp.FileSystemReader(folder)
+    missing = sorted(set(tensors) - set(_names(reader, folder)))
+    if missing:
+        raise InputError(
+            f"this state lacks {len(missing)} tensors of the model: {', '.join(missing[:3])}",
+            where=folder,
+            fix="It was saved from another model or other adapters; set resume=never",
+        )
+    try:
+        with _alone_without_a_warning():
+            dcp.load(tensors, storage_reader=reader, no_dist=world()[1] == 1)
+    except (dcp.api.CheckpointException, RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"this state cannot be loaded ({error})", where=folder, fix="Set resume=never") from error
+    for param in _trained(model).values():  # a tensor subclass is loaded in place, and so seen by the model
+        state = optimizer.state.get(param)
+        if state:
+            state["step"].fill_(float(found.step))
+    return found
+
+
+def read_progress(folder: str) -> Progress:
+    """Where the training of a saved state stands.
+
+    Raises:
+        InputError: there is none, or of another version.
+    """
+    path = storage.join(folder, FILE)
+    if not storage.exists(path):
+        raise InputError("there is no training state", where=folder, fix="Name a checkpoint folder, or resume=never")
+    values = json.loads(storage.read_text(path))
+    version = values.pop("version", None)
+    values.pop("ranks", None)
+    if version != STATE_VERSION:
+        raise InputError(f"this training state is of version {version}, not {STATE_VERSION}", where=path)
+    return Progress(**values)
+
+
+def _names(reader: Any, folder: str) -> set[str]:
+    try:
+        return set(reader.read_metadata().state_dict_metadata)
+    except (OSError, EOFError) as error:
+        raise InputError(f"this state is not whole ({error})", where=folder, fix="Name another checkpoint") from error
+
+
+@contextmanager
+def _alone_without_a_warning() -> Iterator[None]:
+    """That one process saves or loads by itself is meant so, and torch would say it each time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that are trained, by their names in the bi-encoder, whatever it is wrapped in."""
+    named = model.named_parameters()
+    return {name.removeprefix("module."): parameter for name, parameter in named if parameter.requires_grad}
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.AdamW, step: int, *, fresh: bool = False) -> dict[str, Tensor]:
+    """Weights and moments by name. fresh: give the optimiser moments to load into."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in _trained(model).items():
+        tensors[f"model.{name}"] = parameter.detach()
+        if not step:  # no step, no moments yet
+            continue
+        if fresh:
+            on = parameter.device if optimizer.defaults["fused"] else torch.device("cpu")
+            moments = {key: torch.zeros_like(parameter, requires_grad=False) for key in _MOMENTS}
+            optimizer.state[parameter] = {"step": torch.tensor(0.0, device=on), **moments}
+        for key in _MOMENTS:
+            tensors[f"optimizer.{key}.{name}"] = optimizer.state[parameter][key]
+    return tensors

@@ -1,0 +1,193 @@
+"""What one worker of a Ray Train run does: open the data, find where to go on, train.
+
+A worker takes nothing from the driver that is larger than a recipe: the prepared data are mapped from this machine's
+cache (made by the first worker of a machine that lacks them), the model is fetched here, and the state is read from the
+newest whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raycurate.core import storage
+from raycurate.core.cluster import check_environment
+from raycurate.core.config import fingerprint
+from raycurate.core.errors import InputError
+from raycurate.core.observe import get_logger, setup_logging
+from raycurate.finetune.checkpoints import STATE, Checkpoint, CheckpointStore
+from raycurate.finetune.config import FinetuneConfig
+from raycurate.finetune.driver import RUN_RECORD, Job
+from raycurate.finetune.logs import Logs, open_logs
+from raycurate.finetune.reporting import RayReporter
+
+if TYPE_CHECKING:
+    from raycurate.finetune.loop import Trained
+    from raycurate.finetune.prepared import Prepared
+
+log = get_logger(__name__)
+
+
+def work(told: dict[str, Any]) -> Trained | None:
+    """What one worker does; rank 0's result is the run's."""
+    from ray import train as ray_train
+    from ray.train.torch import get_device
+
+    from raycurate.encoders.fetch import fetch_model
+    from raycurate.finetune.loop import train
+
+    job: Job = told["job"]
+    config = job.config
+    setup_logging()
+    check_environment(job.versions, "a training worker")
+    if not storage.exists(storage.join(config.output, RUN_RECORD)):
+        raise InputError(
+            "this machine does not see the output folder of the training",
+            where=config.output,
+            fix="Write to a folder that all machines share, or to an object store",
+        )
+    train_data, val_data = open_prepared(job)
+    model_folder = fetch_model(config.encoder_options())
+    device = get_device() if job.layout.gpus else "cpu"
+    if not job.layout.gpus:
+        _use_the_cores(ray_train.get_context().get_local_world_size())
+    rank = ray_train.get_context().get_world_rank()
+    with _state_to_resume(job) as (state, step), _logs(job, rank, step) as logs:
+        keeper = RayReporter(job.store, job.run, job.keep, logs=logs, validate=config.dev is not None)
+        done = train(
+            model_folder,
+            config.model_options(),
+            train_data,
+            config.train_options(cuda=job.layout.gpus > 0),
+            keeper,
+            lora=config.lora_options(),
+            val_data=val_data,
+            resume_from=state,
+            device=device,
+        )
+    return done if rank == 0 else None
+
+
+def _use_the_cores(workers: int) -> None:
+    """Share this machine's cores among its workers: a worker's logical CPUs say where it runs, not how fast."""
+    import torch
+
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+
+
+def _logs(job: Job, rank: int, step: int) -> AbstractContextManager[Logs | None]:
+    """Where rank 0's numbers go; a training that goes on goes on in the same file."""
+    if rank != 0:
+        return nullcontext()
+    config = job.config
+    return open_logs(config.output, config.logging, total_steps=job.steps, first_step=step, settings=config.redacted())
+
+
+def make_prepared(config: FinetuneConfig) -> tuple[Prepared, Prepared | None]:
+    """The training and the validation data, tokenised, from this machine's cache or made now.
+
+    Raises:
+        RaycurateError: everything that is wrong with the data, or the model that they are tokenised for.
+    """
+    from raycurate.data.training import read_training_data
+    from raycurate.encoders.fetch import fetch_model
+    from raycurate.finetune.backbones import training_contract
+    from raycurate.finetune.prepared import prepare
+
+    encoder = config.encoder_options()
+    contract = training_contract(fetch_model(encoder), config.model_options())
+    made = []
+    for sources, validation in ((config.train, False), (config.val, True)):
+        if sources is None:
+            continue
+        needed = config.prepare_options(validation=validation)
+        data = read_training_data(
+            sources,
+            require_negatives=needed.passages.n_passages > 1,
+            cache_dir=config.data_cache,
+            seed=config.seed,
+        )
+        made.append(prepare(data, encoder, contract, needed))
+    return made[0], made[1] if len(made) > 1 else None
+
+
+def open_prepared(job: Job) -> tuple[Prepared, Prepared | None]:
+    """The data that the driver prepared, or the same made on this machine."""
+    from raycurate.finetune.prepared import Prepared
+
+    folders = [job.train, *([job.val] if job.val else [])]
+    if all(Path(folder, "meta.json").is_file() for folder in folders):
+        return Prepared(job.train), Prepared(job.val) if job.val else None
+    return make_prepared(job.config)
+
+
+@contextmanager
+def _state_to_resume(job: Job) -> Iterator[tuple[str | None, int]]:
+    """A local folder with the newest state of this training, or of the one that it was told to go on from, and the
+    steps that were done then.
+
+    Raises:
+        InputError: the checkpoint that `resume` names is none, or has no state.
+    """
+    place = resume_place(job.config, job.store)
+    if place is None:
+        yield None, 0
+        return
+    store, checkpoint = place
+    folder = store.path(checkpoint.name)
+    log.info("finetune: going on from %s", folder)
+    if not storage.is_remote(folder):
+        yield folder, checkpoint.step
+        return
+    copy = local_copy(folder, checkpoint)
+    try:
+        yield copy, checkpoint.step
+    finally:  # loading is a collective, so all ranks have read theirs by now
+        shutil.rmtree(copy, ignore_errors=True)
+        Path(f"{copy}.lock").unlink(missing_ok=True)
+
+
+def resume_place(config: FinetuneConfig, own: CheckpointStore) -> tuple[CheckpointStore, Checkpoint] | None:
+    """Where a training goes on: its own newest checkpoint, else the one that `resume` names; None: at the beginning.
+
+    Raises:
+        InputError: what `resume` names is no whole checkpoint with a state.
+    """
+    latest = own.latest()
+    if latest is not None:
+        return own, latest
+    if config.resume in ("auto", "never"):
+        return None
+    folder, _, name = storage.normalise(config.resume).rpartition("/")
+    store = CheckpointStore(folder)
+    found = store.find(name)
+    if found is None or not any(path.startswith(f"{STATE}/") for path in found.files):
+        raise InputError(
+            "this is no whole checkpoint with a training state",
+            where=f"resume={config.resume}",
+            fix="Name a folder epoch_E_step_S that a training wrote",
+        )
+    return store, found
+
+
+def local_copy(folder: str, checkpoint: Checkpoint) -> str:
+    """The state of a remote checkpoint in a folder of this machine, copied once for all of its workers."""
+    from pyarrow import fs
+
+    target = Path(tempfile.gettempdir(), f"raycurate-state-{fingerprint([folder, checkpoint.files])}")
+    with Path(f"{target}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.is_dir():
+            source, inner = storage.filesystem(storage.join(folder, STATE))
+            with tempfile.TemporaryDirectory(prefix=f"{target.name}-", dir=target.parent) as temporary:
+                made = Path(temporary, "whole")
+                (made / STATE).mkdir(parents=True)
+                fs.copy_files(inner, str(made / STATE), source_filesystem=source)
+                made.rename(target)
+    return str(target)

@@ -1,0 +1,163 @@
+"""The recipe's words and what becomes of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from raycurate.core.capacity import Capacity, NodeShape
+from raycurate.core.config import load_recipe
+from raycurate.core.errors import ConfigError, InputError, RaycurateError
+from raycurate.finetune.config import FinetuneConfig
+from raycurate.finetune.driver import Layout, _own_error, layout
+from raycurate.pipeline import STAGES
+
+BASE: dict[str, Any] = {"train": "train.jsonl", "model": "some/model", "output": "out"}
+
+
+def _config(**values: Any) -> FinetuneConfig:
+    return FinetuneConfig.parse({**BASE, **values}, where="test")
+
+
+def test_the_defaults_are_those_of_the_embed_recipe() -> None:
+    options = _config().train_options()
+    assert (options.loss, options.num_epochs, options.learning_rate) == ("listed", 3, 1e-5)
+    assert (options.global_batch_size, options.temperature, options.weight_decay) == (128, 0.02, 0.01)
+    assert (options.max_grad_norm, options.precision) == (1.0, "float32")
+    assert _config().train_options(cuda=True).precision == "bfloat16"
+    prepared = _config().prepare_options()
+    assert (prepared.passages.n_passages, prepared.query_max_length, prepared.passage_max_length) == (5, 512, 512)
+
+
+def test_every_option_of_the_loop_can_be_said() -> None:
+    from raycurate.finetune.options import TrainOptions
+
+    ours = set(FinetuneConfig.model_fields)
+    derived = {"elastic"}  # from num_workers
+    internal = {"betas", "gradcache", "gradient_sync", "pad_to_multiple_of"}  # settings of the loop, not of a recipe
+    assert set(TrainOptions.__dataclass_fields__) - ours - derived - internal == set()
+
+
+def test_values_reach_the_loop_the_model_and_the_data() -> None:
+    config = _config(
+        matryoshka={64: 0.5, 128: 1.0},
+        false_negatives={"margin": 0.9},
+        distillation=[{"kind": "kl", "weight": 0.5}],
+        lora={"dim": 4, "target_modules": ["q_proj"]},
+        loss="cross_rank",
+        query_prefix="q: ",
+        passage_prefix="",
+        query_max_length=64,
+        passage_max_length=256,
+        eval_negative_size=2,
+        num_workers=[1, 4],
+    )
+    options = config.train_options()
+    assert options.matryoshka == ((128, 1.0), (64, 0.5))
+    assert options.false_negatives is not None and options.false_negatives.margin == 0.9
+    assert options.distillation[0].weight == 0.5 and options.elastic
+    model = config.model_options()
+    assert model.prompts == {"query": "q: ", "document": ""} and model.max_length == 256
+    assert model.matryoshka_dims == (128, 64)
+    lora = config.lora_options()
+    assert lora is not None and lora.dim == 4 and lora.target_modules == ("q_proj",)
+    assert config.prepare_options().passages.teacher_scores
+    assert config.prepare_options(validation=True).passages.n_passages == 3
+
+
+def test_other_tools_names_are_taken() -> None:
+    assert _config(train_n_passages=3, lr_warmup_steps=7).n_passages == 3
+    assert _config(pooling="avg").pooling == "mean"
+    with pytest.raises(ConfigError, match="train_n_passages and n_passages are two names of one option"):
+        _config(train_n_passages=3, n_passages=4)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"tempreature": 0.1}, "did you mean 'temperature'"),
+        ({"num_workers": [4, 2]}, r"write \[min, max\]"),
+        ({"num_workers": [1, 2], "loss": "in_batch"}, "negatives depend on the number of workers"),
+        ({"warmup_steps": 1, "warmup_ratio": 0.1}, "give one of them"),
+        ({"early_stopping": 2}, "needs val"),
+        ({"best_metric": "dev_ndcg10"}, "needs dev"),
+        ({"keep_last": 0}, "keep_last=0"),
+        ({"lora": {"rank": 4}}, "rank"),
+    ],
+)
+def test_what_cannot_be_is_said(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        _config(**values)
+
+
+def test_best_is_chosen_by_what_is_there() -> None:
+    assert _config().metric is None
+    assert _config(val="v.json").metric == "val_mrr"
+    assert _config(dev="eval_beir").metric == "dev_ndcg10"
+    assert _config(val="v.json", best_metric="val_loss").metric == "val_loss"
+
+
+def test_how_it_runs_plays_no_part_in_whether_it_is_done() -> None:
+    same = _config(num_workers=4, strategy="fsdp2", resume="never", overwrite=True, keep_last=3, compile=True)
+    assert same.result_keys() == _config().result_keys()
+    assert _config(resume="/a/epoch_0_step_1").result_keys() != _config().result_keys()
+    assert _config(learning_rate=2e-5).result_keys() != _config().result_keys()
+
+
+def test_the_recipe_wires_it_to_prep() -> None:
+    recipe = load_recipe(None, ["workdir=/w", "model=m", "seed=3", "finetune.train_n_passages=2"], stages=STAGES)
+    config = STAGES["finetune"].config(recipe)
+    assert config.train == "/w/prep/train_mined.automodel_unrolled.json"
+    assert config.val == "/w/prep/val_mined.automodel.json"
+    assert (config.model, config.output, config.seed, config.n_passages) == ("m", "/w/finetune", 3, 2)
+    assert config.input == ["/w/prep/train_mined.automodel_unrolled.json"]
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, raycurate.finetune.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def _cluster(**resources: float) -> Capacity:
+    return Capacity((NodeShape({k.upper(): v for k, v in resources.items()}),))
+
+
+@pytest.mark.parametrize(
+    ("values", "cluster", "expected"),
+    [
+        ({}, _cluster(cpu=4), Layout(4, 4, 1.0, 0.0)),
+        ({}, _cluster(cpu=64), Layout(8, 8, 1.0, 0.0)),
+        ({"global_batch_size": 6}, _cluster(cpu=4), Layout(3, 3, 1.0, 0.0)),
+        ({"local_batch_size": 32}, _cluster(cpu=8), Layout(4, 4, 1.0, 0.0)),
+        ({}, _cluster(cpu=64, gpu=8), Layout(8, 8, 1.0, 1.0)),
+        ({"device": "cpu", "num_workers": 2}, _cluster(cpu=64, gpu=8), Layout(2, 2, 1.0, 0.0)),
+        ({"num_workers": [2, 8], "actors": {"num_cpus": 4}}, _cluster(cpu=64), Layout(2, 8, 4.0, 0.0)),
+    ],
+)
+def test_workers(values: dict[str, Any], cluster: Capacity, expected: Layout) -> None:
+    assert layout(_config(**values), cluster) == expected
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the cluster has no GPU"):
+        layout(_config(device="cuda"), _cluster(cpu=4))
+
+
+def test_a_users_error_is_found_in_what_ray_train_makes_of_it() -> None:
+    from ray.train import TrainingFailedError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    ours = InputError("no", where="here")
+    wrapped = UserExceptionWithTraceback(ours, "Traceback ...")
+    errors: list[TrainingFailedError] = [
+        WorkerGroupError("a worker failed", {0: ConnectionError("peer"), 1: wrapped}),
+        ControllerError(ours),
+    ]
+    for error in errors:
+        found = _own_error(error)
+        assert isinstance(found, RaycurateError) and str(found) == "here: no"
+    assert _own_error(WorkerGroupError("a worker died", {0: ConnectionError("peer")})) is None

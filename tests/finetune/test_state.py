@@ -1,0 +1,89 @@
+"""The training state: it comes back as it was, for the training that it is of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from raycurate.core.errors import InputError
+from raycurate.finetune import state
+from raycurate.finetune.state import Progress
+
+IDENTITY = {"seed": 1, "global_batch_size": 8}
+
+
+def small(width: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, width), nn.LayerNorm(width), nn.Linear(width, 2).requires_grad_(False))
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, fused=True)
+
+
+def steps(model: nn.Module, optimizer: torch.optim.AdamW, first: int, last: int) -> None:
+    for step in range(first, last):
+        optimizer.zero_grad()
+        model(torch.full((2, 4), float(step))).square().sum().backward()
+        optimizer.step()
+
+
+def test_going_on_from_a_state_is_as_if_nothing_had_been(tmp_path: Path):
+    through, first, second = small(), small(), small()
+    steps(through, optimizer_of(through), 0, 6)
+    optimizer = optimizer_of(first)
+    steps(first, optimizer, 0, 3)
+    kept = Progress(3, best=0.5, worse=1, identity=IDENTITY)
+    state.save(str(tmp_path), first, optimizer, kept)
+    with torch.no_grad():
+        second[0].weight.fill_(7)  # type: ignore[operator, union-attr]
+    optimizer = optimizer_of(second)
+    assert state.load(str(tmp_path), second, optimizer, IDENTITY) == kept
+    steps(second, optimizer, 3, 6)
+    for one, other in zip(second.parameters(), through.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_state_before_the_first_step(tmp_path: Path):
+    model = small()
+    state.save(str(tmp_path), model, optimizer_of(model), Progress(identity=IDENTITY))
+    again = small()
+    optimizer = optimizer_of(again)
+    assert state.load(str(tmp_path), again, optimizer, IDENTITY).step == 0
+    assert not optimizer.state
+
+
+def test_frozen_weights_are_not_written(tmp_path: Path):
+    from torch.distributed.checkpoint import FileSystemReader
+
+    model = small()
+    optimizer = optimizer_of(model)
+    steps(model, optimizer, 0, 1)
+    state.save(str(tmp_path), model, optimizer, Progress(1))
+    names = FileSystemReader(tmp_path).read_metadata().state_dict_metadata
+    parts = ("0.weight", "0.bias", "1.weight", "1.bias")
+    kinds = ("model", "optimizer.exp_avg", "optimizer.exp_avg_sq")
+    assert set(names) == {f"{kind}.{part}" for kind in kinds for part in parts}
+
+
+def test_what_cannot_be_gone_on_from(tmp_path: Path):
+    model = small()
+    optimizer = optimizer_of(model)
+    with pytest.raises(InputError, match="there is no training state"):
+        state.load(str(tmp_path / "none"), model, optimizer, IDENTITY)
+    folder = str(tmp_path / "there")
+    state.save(folder, model, optimizer, Progress(identity=IDENTITY))
+    with pytest.raises(InputError, match="another training: seed was 1 and is 2"):
+        state.load(folder, model, optimizer, IDENTITY | {"seed": 2})
+    other = nn.Sequential(*small(), nn.Linear(2, 2))
+    with pytest.raises(InputError, match=r"lacks 2 tensors of the model: model\.3\.bias, model\.3\.weight"):
+        state.load(folder, other, optimizer_of(other), IDENTITY)
+    wide = small(5)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        state.load(folder, wide, optimizer_of(wide), IDENTITY)
+    (Path(folder) / ".metadata").unlink()
+    with pytest.raises(InputError, match="not whole"):
+        state.load(folder, model, optimizer, IDENTITY)
