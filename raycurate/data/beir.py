@@ -75,7 +75,8 @@ def read_beir(folder: str, split: str = "test") -> BeirData:
             where = storage.join(folder, "qrels", f"{split}.tsv")
             problems.add("judged ids that are not there", where, f"{name} lacks {named}{more}", times=len(gone))
     problems.raise_if_any()
-    return BeirData(corpus, queries.filter(pc.is_in(queries["_id"], value_set=pa.array(list(qrels), pa.string()))), qrels)
+    judged = pa.array(list(qrels), pa.string())
+    return BeirData(corpus, queries.filter(pc.is_in(queries["_id"], value_set=judged)), qrels)
 
 
 def _read_table(path: str, schema: pa.Schema, problems: Problems) -> pa.Table:
