@@ -1,6 +1,6 @@
 """The stages in order: what each reads, writes and is called, and running them with what is done skipped.
 
-    sample-corpus ─ embed ─ kmeans ─ dedup ─ prep (convert ─ mine ─ unroll)
+    sample-corpus ─ embed ─ kmeans ─ dedup ─ prep (convert ─ mine ─ unroll) ─ finetune
 
 `raycurate run -c RECIPE` goes through this list in one Ray program. A stage's options come from its section
 of the recipe; what the section leaves out is wired here from the shared keys (`corpus`, `model`, `workdir`).

@@ -26,6 +26,7 @@ def rows_of(folder: str, part: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: row["id"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_from_bucket_to_bucket(s3: str, tmp_path: Path) -> None:
     write(tmp_path / "in/a.parquet", near_copies(4))

@@ -91,6 +91,7 @@ def validate(checkpoint: Any, **options: Any) -> dict[str, float]:
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.slow
 def test_hand_worked_scores_of_a_checkpoint_that_ray_train_validates(small: str, tmp_path: Path) -> None:
     """In a task of Ray Train's, which itself asks for encoders; the metrics join those that the training reported."""
     from ray.train import RunConfig, ScalingConfig, ValidationConfig, ValidationTaskConfig

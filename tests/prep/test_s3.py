@@ -15,6 +15,7 @@ from tests.prep.test_stage import prepare
 from tests.processes import finish, start
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_from_bucket_to_bucket(s3: str, tmp_path: Path) -> None:
     write(tmp_path / "pairs.jsonl", records())
