@@ -63,11 +63,6 @@ class Centroids:
     def __len__(self) -> int:
         return len(self.centres_KD)
 
-    @functools.cached_property
-    def search(self) -> _Search:
-        """The two passes, with work buffers that are made once."""
-        return _Search(self, max(1, min(_ROWS, _SCORES // len(self))))
-
 
 @dataclass(frozen=True)
 class Rounding:
@@ -111,12 +106,15 @@ def distances(points_ND: Tensor, centres_KD: Tensor, labels_N: Tensor) -> Tensor
     return torch.cat([(centres_KD[labels_B].sub_(part_BD)).square_().sum(1) for part_BD, labels_B in parts])
 
 
-def nearest(points_ND: Tensor, centroids: Centroids, rounding: Rounding | None = None) -> Tensor:
+def nearest(
+    points_ND: Tensor, centroids: Centroids, rounding: Rounding | None = None, buffers: Buffers | None = None
+) -> Tensor:
     """Nearest centroid, int64 [N]: the lowest index among equals, up to float32 rounding.
 
     Args:
         points_ND: float32, on the centroids' device.
         rounding: `Rounding.of(points_ND)` where it is at hand.
+        buffers: of the calls before, where there are more.
     """
     if not len(points_ND):
         return torch.empty(0, dtype=torch.int64, device=points_ND.device)
@@ -131,8 +129,8 @@ def nearest(points_ND: Tensor, centroids: Centroids, rounding: Rounding | None =
                 for part_BD in points_ND.split(rows)
             ]
         )
-    search, rounding = centroids.search, rounding or Rounding.of(points_ND)
-    parts = [slice(at, at + search.rows) for at in range(0, len(points_ND), search.rows)]
+    search, rounding = _Search(centroids, rows, buffers or Buffers()), rounding or Rounding.of(points_ND)
+    parts = [slice(at, at + rows) for at in range(0, len(points_ND), rows)]
     return torch.cat([search(points_ND[part], rounding[part]) for part in parts])
 
 
@@ -178,6 +176,20 @@ def _padded(dim: int) -> int:
     return -(-(dim + 2) // 32) * 32
 
 
+class Buffers:
+    """What the first pass writes to, made once for many calls: the caches hold it, and no page of it is new."""
+
+    def __init__(self) -> None:
+        self._made: tuple[Tensor, Tensor] | None = None
+
+    def of(self, rough_GE: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """(points [rows, E], scores [rows, G]), bfloat16, on the centroids' device."""
+        shapes = [(rows, rough_GE.shape[1]), (rows, rough_GE.shape[0])]
+        if self._made is None or [buffer.shape for buffer in self._made] != shapes:
+            self._made = rough_GE.new_empty(shapes[0]), rough_GE.new_empty(shapes[1])
+        return self._made
+
+
 class _Search:
     """Two passes over blocks of at most `rows` points.
 
@@ -185,15 +197,13 @@ class _Search:
     maximum of each group; only groups that may hold the best are looked into.
     """
 
-    def __init__(self, centroids: Centroids, rows: int) -> None:
-        assert centroids.rough_GE is not None  # assign() checked
+    def __init__(self, centroids: Centroids, rows: int, buffers: Buffers) -> None:
+        assert centroids.rough_GE is not None  # nearest() checked
         self.centroids, self.rough_GE = centroids, centroids.rough_GE
-        count, columns = self.rough_GE.shape
-        dim, self.rows = centroids.centres_KD.shape[1], rows
-        self.points_BE = self.rough_GE.new_empty((rows, columns))
+        dim = centroids.centres_KD.shape[1]
+        self.points_BE, self.scores_BG = buffers.of(self.rough_GE, rows)
         self.points_BE[:, dim:] = 0
         self.points_BE[:, dim : dim + 2] = 1
-        self.scores_BG = self.rough_GE.new_empty((rows, count))
 
     def __call__(self, points_BD: Tensor, rounding: Rounding) -> Tensor:
         size, dim = points_BD.shape

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raycurate.kmeans.assign import Centroids, Rounding, distances, nearest
+from raycurate.kmeans.assign import Buffers, Centroids, Rounding, distances, nearest
 from raycurate.kmeans.collective import Collective
 from raycurate.kmeans.points import Points
 
@@ -85,6 +85,7 @@ class Labelled:
         self._points, self._rough = points, rough
         self._labels: list[Tensor] = []
         self._rounding: list[Rounding] = []
+        self._buffers = Buffers()
         # One column more than the vectors have: the number of points.
         self._sums_KE = torch.zeros(k, points.dim + 1, dtype=torch.float64, device=points.device)
         self._exact_BE = self._sums_KE.new_ones(_BLOCK, points.dim + 1)
@@ -122,27 +123,29 @@ class Labelled:
         """A chunk seen for the first time; returns the sum of its points' squared lengths."""
         if ready.rough_GE is not None:
             self._rounding.append(Rounding.of(chunk_BD))
-        labels_B = nearest(chunk_BD, ready, self._rounding[-1] if self._rounding else None)
+        labels_B = nearest(chunk_BD, ready, self._rounding[-1] if self._rounding else None, self._buffers)
         self._labels.append(labels_B)
-        return self._count(labels_B, chunk_BD, 1)
+        squares = 0.0
+        for labels, rows_BD in zip(labels_B.split(_BLOCK), chunk_BD.split(_BLOCK), strict=True):
+            exact_BE = self._exact(rows_BD)
+            self._sums_KE.index_add_(0, labels, exact_BE)
+            squares += float(torch.linalg.vector_norm(exact_BE[:, :-1])) ** 2
+        return squares
 
     def _update(self, number: int, chunk_BD: Tensor, ready: Centroids) -> None:
         before_B = self._labels[number]
-        labels_B = nearest(chunk_BD, ready, self._rounding[number] if self._rounding else None)
-        rows = (labels_B != before_B).nonzero()[:, 0]
-        self._count(before_B[rows], chunk_BD[rows], -1)
-        self._count(labels_B[rows], chunk_BD[rows], 1)
+        labels_B = nearest(chunk_BD, ready, self._rounding[number] if self._rounding else None, self._buffers)
+        for rows in (labels_B != before_B).nonzero()[:, 0].split(_BLOCK):
+            exact_BE = self._exact(chunk_BD[rows])
+            self._sums_KE.index_add_(0, before_B[rows], exact_BE, alpha=-1)
+            self._sums_KE.index_add_(0, labels_B[rows], exact_BE)
         self._labels[number] = labels_B
 
-    def _count(self, labels_B: Tensor, points_BD: Tensor, sign: int) -> float:
-        """Add these points to the sums of their labels, or take them away; the sum of their squared lengths."""
-        squares = 0.0
-        for labels, rows in zip(labels_B.split(_BLOCK), points_BD.split(_BLOCK), strict=True):
-            self._exact_BE[: len(rows), :-1] = rows
-            exact_BE = self._exact_BE[: len(rows)]
-            self._sums_KE.index_add_(0, labels, exact_BE, alpha=sign)
-            squares += float(torch.linalg.vector_norm(exact_BE[:, :-1])) ** 2
-        return squares
+    def _exact(self, rows_BD: Tensor) -> Tensor:
+        """At most `_BLOCK` rows in float64 with a column of ones, until the next call."""
+        exact_BE = self._exact_BE[: len(rows_BD)]
+        exact_BE[:, :-1] = rows_BD
+        return exact_BE
 
 
 def _farthest(points: Points, distances_N: np.ndarray, count: int, group: Collective) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 from raycurate.core import storage
 from raycurate.core.errors import InputError, RaycurateError
 from raycurate.encoders.devices import bfloat16_is_faster
+from raycurate.kmeans.assign import Centroids, nearest
 from raycurate.kmeans.checkpoint import Best, Saved, load, save
 from raycurate.kmeans.collective import Alone, Collective, TorchGroup
 from raycurate.kmeans.lloyd import Iteration, Labelled, lloyd
@@ -65,6 +66,7 @@ class TorchEngine:
     def join(self, meeting: Meeting, rank: int, size: int, *, device: str, timeout_s: float) -> None:
         backend = "nccl" if device == "cuda" else "gloo"
         self._group = meet(meeting.address, rank, size, backend=backend, timeout_s=timeout_s)
+        see_that_labels_are_right(torch.device(device))
 
     def fit(self, points: Points, options: FitOptions, progress: Progress) -> Fit:
         return fit(points, options, self._group, progress=progress)
@@ -125,6 +127,26 @@ def meet(address: str, rank: int, size: int, *, backend: str, timeout_s: float) 
     if total != size * (size + 1) / 2:
         raise RaycurateError(f"the sum over {size} workers is {total}", where=f"self-test of the group at {address}")
     return group
+
+
+def see_that_labels_are_right(device: torch.device) -> None:
+    """Label a few points as a fit does, against float64: kernels that this hardware gets wrong show here, and their
+    first use, which is slow, is not waited for by all in the first iteration.
+
+    Raises:
+        RaycurateError: a label is wrong.
+    """
+    generator = torch.Generator().manual_seed(0)
+    points_ND, centres_KD = (torch.randn(rows, 64, generator=generator) for rows in (1024, 128))
+    ready = Centroids.of(centres_KD.to(device), rough=bfloat16_is_faster(device))
+    labels_N = nearest(points_ND.to(device), ready).cpu()
+    exact_NK = torch.cdist(points_ND.double(), centres_KD.double())
+    over_N = exact_NK.gather(1, labels_N[:, None])[:, 0] - exact_NK.amin(1)
+    if float(over_N.max()) > 1e-4:
+        raise RaycurateError(
+            f"a point's label is {float(over_N.max()):.3g} farther than its nearest centroid",
+            where=f"self-test of k-means on {device}",
+        )
 
 
 def part(group: Collective, *, failed: bool) -> None:

@@ -108,12 +108,13 @@ class KMeansWorker:
     def load(self, pieces: list[Piece], dimension: int, options: FitOptions) -> tuple[int, int]:
         """Read this worker's pieces; returns how many vectors it holds and how many it left out.
 
-        Pieces are joined to parts of a batch each, for a matrix product over many rows is the faster one.
+        Pieces are joined to parts of at most a batch, for a matrix product over many rows is the faster one.
         """
         from raycurate.kmeans.points import uniform
 
-        rejected, waiting = 0, []
-        for number, piece in enumerate(pieces, 1):
+        rejected = 0
+        waiting: list[np.ndarray] = []
+        for piece in pieces:
             found = read_piece(piece, embedding_field=options.embedding_field, dimension=dimension)
             rejected += len(found.rejects)
             numbers = piece.number + found.index_N
@@ -121,11 +122,13 @@ class KMeansWorker:
             if options.fit_data_fraction is not None:
                 drawn = uniform(options.random_state, _FRACTION_STREAM, numbers) < options.fit_data_fraction
                 rows, numbers = rows[drawn], numbers[drawn]
-            waiting.append(rows)
             self.numbers.append(numbers)
-            if number == len(pieces) or sum(map(len, waiting)) >= options.max_samples_per_batch:
+            if waiting and sum(map(len, waiting)) + len(rows) > options.max_samples_per_batch:
                 self.parts.append(np.concatenate(waiting))
                 waiting = []
+            waiting.append(rows)
+        if waiting:
+            self.parts.append(np.concatenate(waiting))
         return sum(map(len, self.parts)), rejected
 
     def rendezvous(self) -> Meeting:
