@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from raycurate.data.training import read_training_data as read_training_data
     from raycurate.dedup.stage import deduplicate as deduplicate
     from raycurate.embed.transform import embed as embed
+    from raycurate.finetune.stage import finetune as finetune
     from raycurate.kmeans.stage import kmeans as kmeans
     from raycurate.prep.mine_stage import mine_hard_negatives as mine_hard_negatives
     from raycurate.prep.stage import prepare as prepare
@@ -41,6 +42,7 @@ __all__ = [
     "RaycurateError",
     "deduplicate",
     "embed",
+    "finetune",
     "kmeans",
     "mine_hard_negatives",
     "prepare",
@@ -49,7 +51,7 @@ __all__ = [
 ]
 
 
-_STAGES = {"embed", "kmeans"}  # packages that are functions too (core/callable_module.py)
+_STAGES = {"embed", "finetune", "kmeans"}  # packages that are functions too (core/callable_module.py)
 
 
 def __getattr__(name: str) -> Any:

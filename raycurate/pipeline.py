@@ -179,6 +179,7 @@ STAGES: dict[str, Stage] = {
                 "val": "${workdir}/prep/val_mined.automodel.json",
                 "model": "${model}",
                 "output": "${workdir}/finetune",
+                "cache": "${workdir}/cache",
                 "seed": "${seed}",
             },
             optional=True,

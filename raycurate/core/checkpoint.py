@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raycurate.core.contract import pooling_name
-from raycurate.core.errors import ContractError, InputError
+from raycurate.core.errors import ConfigError, ContractError, InputError
 
 # sentence-transformers' pooling modes that are ours under another name.
 _ST_POOLING = {"cls": "cls", "mean": "mean", "weightedmean": "weighted_mean", "lasttoken": "last"}
@@ -44,10 +44,13 @@ _DECODERS = {
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "gpt2", "gpt_neox", "opt",
     "bloom", "olmo2", "falcon", "smollm3",
 }  # fmt: skip
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
+"""The files that a tokenizer may consist of: the contract hashes those that are there, an export copies them."""
+ROLES = ("query", "document")
+"""Whose encoders a checkpoint may keep apart, each in the folder of its name."""
 _NO_LIMIT = 1_000_000  # tokenizers write 1e30 for "no limit"
 
 
@@ -92,6 +95,29 @@ def read_checkpoint(path: str, *, pooling: str | None, max_length: int | None) -
         "dimension": heads[-1]["out_features"] if heads else width,
         "matryoshka_dims": config.get("matryoshka_dimensions") or (),
     }
+
+
+def separate_folders(path: str) -> dict[str, str]:
+    """The folders of a checkpoint's encoders by role, where it has one for queries and one for documents; else none."""
+    folders = {role: str(Path(path) / role) for role in ROLES}
+    there = all((Path(folder) / "config.json").is_file() for folder in folders.values())
+    return folders if there and not (Path(path) / "config.json").is_file() else {}
+
+
+def role_folder(path: str, role: str) -> str:
+    """The folder of the model that encodes `role`: one of two where queries and documents have one each, else `path`.
+
+    Raises:
+        ConfigError: there are two, and the role is neither's.
+    """
+    folders = separate_folders(path)
+    if not folders or role in folders:
+        return folders.get(role, path)
+    raise ConfigError(
+        f"this model has one encoder for queries and one for documents, and role={role} is neither",
+        where=path,
+        fix=f"Set role=query or role=document, or name one of the two: {' or '.join(folders.values())}",
+    )
 
 
 def body_folder(path: str) -> str:
@@ -308,7 +334,7 @@ def _weights_hash(root: Path, body: Path, heads: list[Path]) -> str:
 def _tokenizer_hash(root: Path, body: Path, lowercase: bool) -> str:
     base = adapter_base(str(body))
     for folder in (body, root, *([Path(base)] if base else [])):
-        files = [(name, folder / name) for name in _TOKENIZER_FILES if (folder / name).is_file()]
+        files = [(name, folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()]
         if files:
             digest = _combined(files)
             return hashlib.sha256(f"{digest} lowercase".encode()).hexdigest() if lowercase else digest

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -98,14 +98,36 @@ def redact(value: Any, name: str = "") -> Any:
 
 
 def _explain(model: type[BaseModel], problem: Any) -> str:
-    key = ".".join(str(p) for p in problem["loc"]) or "(the whole)"
+    key = ".".join(str(p) for p in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return unknown_key(key, model.model_fields)
+        return unknown_key(key, _known_at(model, problem["loc"]))
     if problem["type"] == "missing":
         return f"{key} is missing; it has no default"
     shown = redact(problem["input"], key)
     message = problem["msg"].removeprefix("Value error, ")
+    if not key:  # of several options together; it names them
+        return message
     return f"{key}={shown!r}: {message[0].lower()}{message[1:]}"
+
+
+def _known_at(model: type[BaseModel], place: tuple[str | int, ...]) -> list[str]:
+    """The keys that are known where an unknown one stood, with what leads there (`lora.dim`)."""
+    inner, path = model, list[str]()
+    for part in place[:-1]:
+        path.append(str(part))
+        if part in inner.model_fields:
+            found = _models_in(inner.model_fields[str(part)].annotation)
+            if len(found) != 1:
+                return list(model.model_fields)
+            inner = found[0]
+    return [".".join([*path, name]) for name in inner.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that an annotation allows: `LoraConfig | None`, `list[Part]`, ..."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:

@@ -33,12 +33,16 @@ def setup_logging(verbose: bool = False) -> None:
 
 
 class _CurrentStderr(logging.Handler):
-    """Writes to what `sys.stderr` is now: a test, a notebook or a worker replaces it after the start."""
+    """Writes to what `sys.stderr` is now: a test, a notebook or a worker replaces it after the start.
+
+    Not by `print`, which Ray Train replaces in its workers by one that says everything twice.
+    """
 
     raycurate = True
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        sys.stderr.write(self.format(record) + "\n")
+        sys.stderr.flush()
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -112,7 +116,8 @@ class Progress:
         line = f"{self.label}: {self.done:,}{of} {self.unit}s, {rate:,.1f}/s, {elapsed:.0f} s"
         if self.total is not None and rate > 0 and self.done < self.total:
             line += f", {(self.total - self.done) / rate:.0f} s to go"
-        print(line, file=self._stream, flush=True)
+        self._stream.write(line + "\n")
+        self._stream.flush()
 
     def __enter__(self) -> Self:
         return self

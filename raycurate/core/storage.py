@@ -21,9 +21,10 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from raycurate.core.errors import ConfigError, InputError, MissingDependencyError, RaycurateError
+from raycurate.core.errors import ConfigError, InputError, MissingDependencyError, RaycurateError, nearest
 
 _TEMPORARY = ".tmp-"
+_NAMES_SHOWN = 10  # of a folder, in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,22 @@ def exists(path: str) -> bool:
     return found.get_file_info(inner).type != pafs.FileType.NotFound
 
 
+def not_there(path: str) -> InputError:
+    """The error for a path that names nothing, with what lies beside it: most such paths are a slip of the pen."""
+    fix = "Check the bucket and the path"
+    if not is_remote(path):
+        parent = Path(normalise(path)).parent
+        try:
+            names = sorted(p.name for p in parent.iterdir() if not p.name.startswith("."))
+        except OSError:
+            fix = f"There is no folder {parent} either" if not parent.exists() else f"{parent} cannot be listed"
+        else:
+            close = nearest(Path(path).name, names)
+            shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+            fix = f"Did you mean {parent / close}?" if close else f"In {parent}: {shown or 'nothing'}"
+    return InputError("there is no such file or folder", where=path, fix=fix)
+
+
 def is_dir(path: str) -> bool:
     found, inner = filesystem(path)
     return found.get_file_info(inner).type == pafs.FileType.Directory
@@ -160,7 +177,7 @@ def list_files(path: str, *, recursive: bool = True) -> list[FileEntry]:
         if info.type == pafs.FileType.File:
             return [_entry(path, inner, info)]
         if info.type == pafs.FileType.NotFound:
-            raise InputError("there is no such file or folder", where=path)
+            raise not_there(path)
         infos = found.get_file_info(pafs.FileSelector(inner, recursive=recursive))
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"it cannot be listed ({error})", where=path) from error
@@ -203,7 +220,22 @@ def _glob_expression(pattern: str) -> str:
 
 def make_dir(path: str) -> None:
     found, inner = filesystem(path)
-    found.create_dir(inner, recursive=True)
+    if is_remote(path):
+        found.create_dir(inner, recursive=True)
+    else:
+        _make_local(inner, path)
+
+
+def _make_local(folder: str, path: str) -> None:
+    """Make a local folder with those above it, for what is to be written to `path`."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise RaycurateError(
+            f"its folder cannot be made ({error.strerror or error})",
+            where=path,
+            fix="Check the path and its permissions",
+        ) from error
 
 
 def delete(path: str) -> None:
@@ -257,7 +289,7 @@ def open_output(path: str) -> Iterator[pa.NativeFile]:
                 f"it cannot be written ({error})", where=path, fix="Check that the bucket is there and open to writing"
             ) from error
         return
-    os.makedirs(parent, exist_ok=True)
+    _make_local(parent, path)
     temporary = f"{parent}/{_TEMPORARY}{uuid.uuid4().hex}-{posixpath.basename(inner)}"
     try:
         with found.open_output_stream(temporary, compression=None) as stream:

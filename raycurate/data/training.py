@@ -105,7 +105,7 @@ def _noting(problems: Problems, path: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        problems.add("unusable sources", error.where or path, error.what)
+        problems.add("unusable sources", error.where or path, error.what, fix=error.fix)
 
 
 class _Reader:
@@ -172,7 +172,7 @@ class _Reader:
                 corpus_id = read_metadata(folder)["corpus_id"]
                 corpus = try_corpus(folder, self._cache_dir, self._problems)
             except InputError as error:
-                self._problems.add("unusable corpora", error.where or folder, error.what)
+                self._problems.add("unusable corpora", error.where or folder, error.what, fix=error.fix)
                 corpus_id = corpus = None
             self._opened[folder] = (corpus_id, self._keep(folder, corpus))
         return self._opened[folder]

@@ -99,7 +99,7 @@ def find_files(path: str) -> list[TrainingFile]:
 
         path = fetch_dataset(path)
     if not storage.exists(path):
-        raise InputError("there is no such file or folder", where=path)
+        raise storage.not_there(path)
     if storage.is_dir(path):
         return _in_folder(storage.normalise(path))
     return [TrainingFile(_form_of(path), storage.list_files(path)[0])]

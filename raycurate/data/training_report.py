@@ -19,11 +19,12 @@ NAMED = 5
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong: its kind (a plural, for the counts), where it is, and what it is."""
+    """One thing that is wrong: its kind (a plural, for the counts), where it is, what it is, and what to do."""
 
     kind: str
     where: str
     what: str
+    fix: str | None = None
 
 
 class Problems:
@@ -35,12 +36,12 @@ class Problems:
         self.counts: Counter[str] = Counter()
         self._added = 0
 
-    def add(self, kind: str, where: str, what: str, *, times: int = 1) -> None:
-        """Note a problem; `times` for one that stands for several of its kind."""
+    def add(self, kind: str, where: str, what: str, *, times: int = 1, fix: str | None = None) -> None:
+        """Note a problem; `times` for one that stands for several of its kind, `fix` is what to do about it."""
         self.counts[kind] += times
         self._added += 1
         if len(self.first) < SHOWN:
-            self.first.append(Problem(kind, where, what))
+            self.first.append(Problem(kind, where, what, fix))
 
     @property
     def total(self) -> int:
@@ -55,10 +56,11 @@ class Problems:
             return
         if self._added == 1:
             only = self.first[0]
-            raise InputError(only.what, where=only.where)
+            raise InputError(only.what, where=only.where, fix=only.fix)
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.most_common())
         lines = [f"{self._subject} has {self.total:,} problems: {kinds}"]
         lines += [f"  {p.where}: {p.what}" for p in self.first]
         if self._added > SHOWN:
             lines.append(f"  and {self._added - SHOWN:,} more")
+        lines += dict.fromkeys(p.fix for p in self.first if p.fix)
         raise InputError("\n".join(lines))

@@ -13,6 +13,10 @@ from raycurate.data.corpus import Corpus, hash_strings
 from raycurate.data.rows import excerpt
 from raycurate.data.training_report import NAMED, Problems
 
+_MINE = (
+    "Mine them (raycurate mine input=... output=... model=...), or do without: n_passages=1 with loss=in_batch or "
+    "cross_rank"
+)
 TABLE_SCHEMA = pa.schema(
     [
         pa.field("question_id", pa.string()),
@@ -67,7 +71,8 @@ class Resolver:
         self._note_contradictions(raw, wheres)
         if self._require_negatives:
             for i in np.flatnonzero(np.diff(neg.offsets.to_numpy()) == 0):
-                self._problems.add("questions without negatives", wheres[i], "'neg_doc' is empty, negatives are needed")
+                what = "'neg_doc' is empty, negatives are needed"
+                self._problems.add("questions without negatives", wheres[i], what, fix=_MINE)
         columns = [raw["question_id"], raw["question"], pa.array(places, pa.int32()), pos, neg]
         columns += [raw["pos_score"], raw["neg_score"], pa.array(wheres, pa.string())]
         return pa.record_batch(columns, schema=TABLE_SCHEMA)

@@ -124,7 +124,8 @@ class RowsBuilder:
         self, value: Mapping[str, Any], key: str, faults: list[tuple[str, str]]
     ) -> tuple[list[str], list[float | None] | None]:
         if key not in value:
-            faults.append(("missing keys", f"there is no '{key}'; keys: {', '.join(map(str, value))}"))
+            hint = "; [] stands for no negatives" if key == "neg_doc" else ""
+            faults.append(("missing keys", f"there is no '{key}'; keys: {', '.join(map(str, value))}{hint}"))
             return [], None
         found = value[key]
         listed = found if isinstance(found, list) else [] if found is None else [found]

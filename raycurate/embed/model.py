@@ -26,11 +26,11 @@ def read_contract(config: EmbedConfig) -> EmbeddingContract:
     """
     from raycurate.core.contract import EmbeddingContract
     from raycurate.encoders.base import contract_for, is_url
-    from raycurate.encoders.fetch import fetch_model
+    from raycurate.encoders.fetch import fetch_encoder
 
     if is_url(config.model) or ":" in config.engine:
         return EmbeddingContract.from_json(_in_task(_ask, config))
-    return contract_for(config, fetch_model(config))
+    return contract_for(config, fetch_encoder(config))
 
 
 def _ask(config: EmbedConfig) -> str:
@@ -59,11 +59,11 @@ def _in_task(function: Any, *arguments: Any) -> Any:
 def weights_bytes(config: EmbedConfig) -> int:
     """Size of the model's weight files; 0 where they are not ours to see (endpoints, classes of the user's own)."""
     from raycurate.encoders.base import is_url
-    from raycurate.encoders.fetch import fetch_model
+    from raycurate.encoders.fetch import fetch_encoder
 
     if is_url(config.model) or ":" in config.engine:
         return 0
-    folder = Path(fetch_model(config))
+    folder = Path(fetch_encoder(config))
     found = [*folder.rglob("*.safetensors")] or [*folder.rglob("pytorch_model*.bin")]
     return sum(file.stat().st_size for file in found)
 

@@ -142,9 +142,9 @@ def choose_engine(options: EncoderOptions, *, gpu: bool) -> tuple[str, str]:
         return "transformers", "vLLM is not installed here."
     if options.pooling == "weighted_mean" or options.trust_remote_code:
         return "transformers", "weighted_mean pooling and remote code are its own."
-    from raycurate.encoders.fetch import fetch_model
+    from raycurate.encoders.fetch import fetch_encoder
 
-    decoder, parameters = _size(fetch_model(options))
+    decoder, parameters = _size(fetch_encoder(options))
     if decoder and parameters >= _LARGE_DECODER:
         return "vllm", f"The model is a decoder of about {parameters / 1e9:.1f} billion parameters and there is a GPU."
     kind = "decoder" if decoder else "encoder"

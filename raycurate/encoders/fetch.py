@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 
 from raycurate.core import storage
+from raycurate.core.checkpoint import role_folder
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError, InputError, MissingDependencyError, nearest, require
 from raycurate.encoders.options import EncoderOptions
@@ -44,6 +45,16 @@ def fetch_model(options: EncoderOptions) -> str:
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith("/"):
         raise _no_such_folder(path)
     return _from_hub(model, options)
+
+
+def fetch_encoder(options: EncoderOptions) -> str:
+    """The local folder of the model that encodes `options.role`: `fetch_model`'s, or of two encoders the role's own.
+
+    Raises:
+        ConfigError: queries and documents have an encoder each, and the role is neither's.
+        InputError, MissingDependencyError: as `fetch_model`.
+    """
+    return role_folder(fetch_model(options), options.role)
 
 
 def _no_such_folder(path: Path) -> InputError:

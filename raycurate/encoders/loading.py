@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,11 @@ from raycurate.core.checkpoint import adapter_base, body_folder, dense_folders, 
 from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import ContractError
 
-_TEXT_ENCODERS = {"t5", "mt5", "umt5"}  # of these only the encoder half is used
+TEXT_ENCODERS = {"t5", "mt5", "umt5"}
+"""Kinds of model of which only the encoder half is used."""
+LANGUAGE_MODELS = {"mistral3"}
+"""Kinds of model for images and text of which only the language model is used."""
+_OF_LANGUAGE_MODEL = {r"^(?:model\.)?language_model\.(?:model\.)?": ""}
 BIDIREC = "_bidirec"  # NVIDIA's llama_bidirec and kin: the stock model that attends both ways
 _NOT_STOCK = ("auto_map", "pooling", "temperature")
 
@@ -63,6 +70,92 @@ def load_model(
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()  # in a worker's log every step would be a line
     body = body_folder(folder)
+    stock = stock_model(body, trust_remote_code=trust_remote_code)
+    try:
+        model, report = stock.auto.from_pretrained(
+            body,
+            config=stock.config,
+            key_mapping=stock.renamed or None,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except (ValueError, ImportError) as error:
+        raise ContractError(f"transformers cannot load it ({error})", where=body) from error
+    require_weights(report["missing_keys"], where=body)
+    return _attending(model, contract)
+
+
+def empty_model(
+    folder: str, contract: EmbeddingContract, *, dtype: torch.dtype, attention: str | None
+) -> torch.nn.Module:
+    """As `load_model`, but its parameters have shapes and no memory (torch's meta device); its buffers are whole, as
+    the model's own class computes them.
+
+    Raises:
+        ContractError: transformers cannot build it.
+    """
+    from transformers.initialization import no_init_weights
+
+    body = body_folder(folder)
+    stock = stock_model(body)
+    chosen = {} if attention is None else {"attn_implementation": attention}
+    try:
+        with parameters_without_memory(), no_init_weights():
+            model = stock.auto.from_config(stock.config, dtype=dtype, **chosen)
+            model.tie_weights()
+    except (ValueError, ImportError) as error:
+        raise ContractError(f"transformers cannot build it ({error})", where=body) from error
+    return _attending(model, contract)
+
+
+@contextmanager
+def parameters_without_memory() -> Iterator[None]:
+    """Parameters that modules are given inside the block go to the meta device, one at a time, buffers stay.
+
+    Building all of a model on that device would lose its buffers, of which some (rotary frequencies) are in no file.
+    """
+    register = torch.nn.Module.register_parameter
+
+    def on_meta(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = torch.nn.Parameter(parameter.data.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    torch.nn.Module.register_parameter = on_meta  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def require_weights(missing: Iterable[str], *, where: str) -> None:
+    """Raises ContractError where a model's files lack weights, except for BERT's pooler."""
+    needed = sorted(name for name in missing if "pooler" not in name)
+    if needed:
+        raise ContractError(f"its files lack {len(needed)} weights: {', '.join(needed[:5])} ...", where=where)
+
+
+@dataclass(frozen=True)
+class StockModel:
+    """What a folder is loaded as: a configuration, transformers' class that builds from it, and how tensors of the
+    files are to be renamed for it (pattern -> replacement)."""
+
+    config: Any
+    auto: Any
+    renamed: dict[str, str]
+
+
+def stock_model(body: str, *, trust_remote_code: bool = False) -> StockModel:
+    """The stock model that the folder's config.json names, or the part of it that encodes text.
+
+    Raises:
+        ContractError: the weights of that part cannot be read, as they are quantised.
+        ValueError: transformers does not know such a model.
+    """
+    import transformers
+
     values = read_config(body)
     kind = str(values.get("model_type", ""))
     if kind.endswith(BIDIREC):
@@ -71,31 +164,29 @@ def load_model(
     else:
         source = adapter_base(body) or body
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    if config.model_type in _TEXT_ENCODERS:
-        auto: Any = transformers.AutoModelForTextEncoding
-    else:
-        auto = transformers.AutoModel
-    try:
-        model, report = auto.from_pretrained(
-            body,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
+    if config.model_type in TEXT_ENCODERS:
+        return StockModel(config, transformers.AutoModelForTextEncoding, {})
+    if config.model_type not in LANGUAGE_MODELS:
+        return StockModel(config, transformers.AutoModel, {})
+    if values.get("quantization_config"):
+        raise ContractError(
+            f"the weights of this {config.model_type} are quantised, and its language model cannot be taken out of it",
+            where=body,
+            fix="Name the checkpoint of the same model in bfloat16",
         )
-    except (ValueError, ImportError) as error:
-        raise ContractError(f"transformers cannot load it ({error})", where=body) from error
-    missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
-    if missing:
-        raise ContractError(f"its files lack {len(missing)} weights: {', '.join(missing[:5])} ...", where=body)
+    return StockModel(config.get_text_config(), transformers.AutoModel, _OF_LANGUAGE_MODEL)
+
+
+def _attending(model: Any, contract: EmbeddingContract) -> torch.nn.Module:
+    """The model in evaluation mode, its attention as the contract says."""
     model.config.use_cache = False
     if contract.attention == "bidirectional" and getattr(model.config, "is_causal", None) is False:
         # config.is_causal decides the mask; where no mask is needed, SDPA asks the module itself.
         for module in model.modules():
             if hasattr(module, "is_causal"):
                 module.is_causal = False
-    return model.eval()
+    evaluating: torch.nn.Module = model.eval()
+    return evaluating
 
 
 def load_heads(folder: str, contract: EmbeddingContract, device: torch.device) -> torch.nn.Module:

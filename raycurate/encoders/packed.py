@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 NAME = "packed"
-_UNSUPPORTED = ("softcap", "position_bias", "s_aux", "block_sequence_ids")
+_UNSUPPORTED = ("softcap", "position_bias", "s_aux", "block_sequence_ids")  # of an attention function
 
 
 class PackedUnsupportedError(Exception):
@@ -89,13 +89,9 @@ def packed_attention(
     Raises:
         PackedUnsupportedError: the model did not pass the layout on, or asks for more than windowed softmax attention.
     """
-    extras = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
-    if layout is None or extras or attention_mask is not None:
-        raise PackedUnsupportedError(f"its attention needs {extras}" if extras else "it does not pass the layout on")
-    if sliding_window is not None and sliding_window >= layout.longest:
-        sliding_window = None
+    layout, sliding_window = checked(layout, attention_mask, sliding_window, kwargs)
     if query.is_cuda:
-        return _varlen((query, key, value), scaling, sliding_window, layout), None
+        return varlen((query, key, value), scaling, sliding_window, layout), None
     out = torch.empty(query.shape[2], query.shape[1], value.shape[3], dtype=query.dtype)
     if layout.relaxed:
         torch.set_float32_matmul_precision("highest")
@@ -105,7 +101,7 @@ def packed_attention(
                 t[0, :, start : start + count * length].unflatten(1, (count, length)).transpose(0, 1)
                 for t in (query, key, value)
             )
-            mask = _window_mask(length, sliding_window, layout.causal)
+            mask = window_mask(length, sliding_window, layout.causal)
             attended = functional.scaled_dot_product_attention(
                 q,
                 k,
@@ -123,7 +119,25 @@ def packed_attention(
     return out[None], None
 
 
-def _window_mask(length: int, window: int | None, causal: bool) -> Tensor | None:
+def checked(
+    layout: Layout | None, mask: Tensor | None, window: int | None, others: dict[str, Any]
+) -> tuple[Layout, int | None]:
+    """What an attention function was given, if packed sequences can have it: the layout, and the attention window
+    where it is shorter than the longest sequence.
+
+    Args:
+        others: the keyword arguments that it does not know.
+
+    Raises:
+        PackedUnsupportedError: the model did not pass the layout on, or asks for more than windowed softmax attention.
+    """
+    extras = [name for name in _UNSUPPORTED if others.get(name) is not None]
+    if layout is None or extras or mask is not None:
+        raise PackedUnsupportedError(f"its attention needs {extras}" if extras else "it does not pass the layout on")
+    return layout, None if window is None or window >= layout.longest else window
+
+
+def window_mask(length: int, window: int | None, causal: bool) -> Tensor | None:
     """True where query i may see key j: |i - j| < window (and j <= i when causal); None where all may."""
     if window is None or window >= length:
         return None
@@ -131,7 +145,8 @@ def _window_mask(length: int, window: int | None, causal: bool) -> Tensor | None
     return (distance >= 0) & (distance < window) if causal else distance.abs() < window
 
 
-def _varlen(qkv: tuple[Tensor, ...], scaling: float | None, window: int | None, layout: Layout) -> Tensor:
+def varlen(qkv: tuple[Tensor, ...], scaling: float | None, window: int | None, layout: Layout) -> Tensor:
+    """Attention of all packed sequences in one call, on CUDA: each [1, heads, T, d] -> [1, T, heads, d]."""
     from torch.nn.attention.varlen import varlen_attn
 
     assert layout.boundaries is not None  # Layout.of makes them on CUDA

@@ -16,7 +16,7 @@ import numpy as np
 from raycurate.core.errors import ConfigError, ContractError, require
 from raycurate.encoders.base import TokenBatch, Vectors, contract_for, versions_of
 from raycurate.encoders.devices import choose_batch_tokens, choose_device, choose_dtype, dtype_name
-from raycurate.encoders.fetch import fetch_model
+from raycurate.encoders.fetch import fetch_encoder
 from raycurate.encoders.loading import stock_mirror
 from raycurate.encoders.options import EncoderOptions
 
@@ -44,7 +44,7 @@ class SentenceTransformersEncoder:
 
         if threads:
             torch.set_num_threads(threads)
-        folder = fetch_model(options)
+        folder = fetch_encoder(options)
         contract = contract_for(options, folder)
         device = choose_device(options)
         dtype = choose_dtype(options, device)

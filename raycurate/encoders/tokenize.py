@@ -16,7 +16,7 @@ import tokenizers
 from raycurate.core.checkpoint import body_folder, lowercases
 from raycurate.core.contract import EmbeddingContract
 from raycurate.encoders.base import TokenBatch
-from raycurate.encoders.fetch import fetch_model
+from raycurate.encoders.fetch import fetch_encoder
 from raycurate.encoders.options import EncoderOptions
 
 # A text is first cut to this many characters a token kept, and must then be cut by so many tokens; see _encode_long.
@@ -36,7 +36,7 @@ def serialised_tokenizer(options: EncoderOptions) -> str | None:
 def _load(options: EncoderOptions) -> Any:
     from transformers import AutoTokenizer
 
-    folder = body_folder(fetch_model(options))
+    folder = body_folder(fetch_encoder(options))
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
 
 
@@ -51,7 +51,7 @@ class Tokenizer:
     """
 
     def __init__(self, options: EncoderOptions, contract: EmbeddingContract, *, serialised: str | None = None) -> None:
-        folder = fetch_model(options)
+        folder = fetch_encoder(options)
         self.contract = contract
         self.prefix = contract.prompt_for(options.role) if options.prefix is None else options.prefix
         self._lower = lowercases(folder)

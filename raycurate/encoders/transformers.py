@@ -34,7 +34,7 @@ from raycurate.encoders.devices import (
     dtype_name,
     matmul_precision,
 )
-from raycurate.encoders.fetch import fetch_model
+from raycurate.encoders.fetch import fetch_encoder
 from raycurate.encoders.loading import load_heads, load_model
 from raycurate.encoders.options import EncoderOptions
 from raycurate.encoders.packed import (
@@ -100,7 +100,7 @@ class TransformersEncoder:
         attention, self._precision = _engine_kwargs(options)
         if threads:
             torch.set_num_threads(threads)
-        folder = fetch_model(options)
+        folder = fetch_encoder(options)
         contract = contract_for(options, folder)
         self.device = choose_device(options)
         self.dtype = choose_dtype(options, self.device)

@@ -19,7 +19,7 @@ from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import ContractError, InputError, require
 from raycurate.encoders.base import TokenBatch, Vectors, contract_for, versions_of
 from raycurate.encoders.devices import choose_device, choose_dtype, dtype_name
-from raycurate.encoders.fetch import fetch_model
+from raycurate.encoders.fetch import fetch_encoder
 from raycurate.encoders.loading import stock_mirror
 from raycurate.encoders.options import EncoderOptions
 from raycurate.encoders.tokenize import Tokenizer
@@ -40,7 +40,7 @@ class VllmEncoder:
     def __init__(self, options: EncoderOptions, *, threads: int | None = None) -> None:
         _environment(threads)
         vllm = require("vllm", "vllm", purpose="engine vllm")
-        folder = fetch_model(options)
+        folder = fetch_encoder(options)
         contract = contract_for(options, folder)
         if contract.modules:
             fix = "Use engine=transformers"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from raycurate.core.checkpoint import read_config
 from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import CapacityError, ConfigError, ContractError, require
-from raycurate.encoders.loading import load_model
+from raycurate.encoders.loading import empty_model, load_model
 from raycurate.encoders.packed import PackedUnsupportedError
 from raycurate.finetune import unpadded
 
@@ -113,12 +113,7 @@ def load_body(folder: str, contract: EmbeddingContract, options: ModelOptions) -
     """
     asked = None if options.attention == unpadded.NAME else options.attention
     body = load_model(folder, contract, dtype=getattr(torch, options.dtype), attention=asked, trust_remote_code=False)
-    if contract.attention == "bidirectional":
-        make_bidirectional(body)
-    if options.dropout is not None:
-        set_dropout(body, options.dropout)
-    if options.liger:
-        apply_liger(body)
+    _change(body, contract, options)
     flash = options.attention == "flash_attention_2"  # which runs on CUDA only, and the model is still on the CPU
     if flash:
         body.set_attn_implementation("sdpa")  # type: ignore[operator]
@@ -131,6 +126,36 @@ def load_body(folder: str, contract: EmbeddingContract, options: ModelOptions) -
         except PackedUnsupportedError as error:
             raise ConfigError(f"this model cannot: {error}", where="attention=unpadded", fix="Use sdpa") from error
     return body
+
+
+def empty_body(folder: str, contract: EmbeddingContract, options: ModelOptions, *, trained: set[str]) -> nn.Module:
+    """As `load_body`, but its parameters have no memory yet, and what needs their values is not checked.
+
+    A body that is to run unpadded runs padded until it has been checked.
+
+    Args:
+        trained: names of the parameters that the last hidden states depend on.
+
+    Raises:
+        ContractError: it cannot be built so.
+        CapacityError, MissingDependencyError: Liger without CUDA or not installed.
+    """
+    asked = None if options.attention == unpadded.NAME else options.attention
+    body = empty_model(folder, contract, dtype=getattr(torch, options.dtype), attention=asked)
+    _change(body, contract, options)
+    for name, parameter in body.named_parameters():
+        parameter.requires_grad_(name in trained)
+    return body
+
+
+def _change(body: nn.Module, contract: EmbeddingContract, options: ModelOptions) -> None:
+    """What training changes of a model whether its weights are there or not."""
+    if contract.attention == "bidirectional":
+        make_bidirectional(body)
+    if options.dropout is not None:
+        set_dropout(body, options.dropout)
+    if options.liger:
+        apply_liger(body)
 
 
 def make_bidirectional(body: nn.Module) -> None:
@@ -149,35 +174,40 @@ def make_bidirectional(body: nn.Module) -> None:
         module.is_causal = False  # type: ignore[assignment]
 
 
-@torch.no_grad()
-def _first_state_moves(body: nn.Module, ids_BT: Tensor) -> bool:
-    mask_BT = torch.ones_like(ids_BT)
-    first, second = body(input_ids=ids_BT, attention_mask=mask_BT)[0][:, 0].float()
-    return bool((first - second).abs().max() > 0)
-
-
 def _probe(body: nn.Module, contract: EmbeddingContract, folder: str) -> None:
     """Check the direction of attention, and freeze what the hidden states do not depend on."""
+    ids_BT = probe_texts(body)
+    states_BTH = body(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT))[0]
+    if contract.attention == "bidirectional":
+        require_both_ways(states_BTH, body, folder)
+    used = leaves(states_BTH)
+    for parameter in body.parameters():
+        parameter.requires_grad_(id(parameter) in used)
+
+
+def probe_texts(body: nn.Module) -> Tensor:
+    """Two texts of two tokens that differ in the second: int64 [2, 2]."""
     config: Any = body.config
     vocabulary = config.get_text_config().vocab_size
     pad = config.get_text_config().pad_token_id
     usable = [i for i in range(min(8, vocabulary)) if i != pad]
     # Special tokens may be rows of zeros or alike; ordinary ones from the middle of the vocabulary are not.
     middle = [i for i in range(vocabulary // 2, min(vocabulary // 2 + 4, vocabulary)) if i != pad] or usable
-    ids_BT = torch.tensor([[middle[0], middle[0]], [middle[0], middle[-1]]])
-    if contract.attention == "bidirectional" and not _first_state_moves(body, ids_BT):
+    return torch.tensor([[middle[0], middle[0]], [middle[0], middle[-1]]])
+
+
+def require_both_ways(states_BTH: Tensor, body: nn.Module, folder: str) -> None:
+    """Raises ContractError where these states of `probe_texts` show that a first token does not see the second."""
+    first, second = states_BTH.detach()[:, 0].float()
+    if not (first - second).abs().max() > 0:
         raise ContractError(
             f"{type(body).__name__} does not let a token see those after it",
             where=folder,
             fix="Train it as it is (bidirectional=null), or use another model",
         )
-    states = body(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT))[0]
-    used = _leaves(states)
-    for parameter in body.parameters():
-        parameter.requires_grad_(id(parameter) in used)
 
 
-def _leaves(result: Tensor) -> set[int]:
+def leaves(result: Tensor) -> set[int]:
     """Ids of the parameters that `result` is computed from; the graph is walked, no gradient is computed."""
     found: set[int] = set()
     seen: set[Any] = set()

@@ -68,6 +68,8 @@ class Batch:
         real_Q: bool; False at a filler, which stands where a rank would have no row in the last, incomplete batch. Its
             loss must not count; its passages are forbidden to every question.
         teacher_QN: float32 scores of the passages, None unless asked for.
+        teacher_queries_QD, teacher_passages_PD: float32, a teacher's vectors of the questions and of the passages in
+            their order; None unless the data were prepared with one.
         question_ids: for messages.
     """
 
@@ -78,6 +80,8 @@ class Batch:
     question_keys_Q: Tensor
     real_Q: Tensor
     teacher_QN: Tensor | None
+    teacher_queries_QD: Tensor | None
+    teacher_passages_PD: Tensor | None
     question_ids: list[str]
 
     def __len__(self) -> int:
@@ -148,8 +152,15 @@ def collate(prepared: Prepared, share: Share, place: Place, *, pad_to_multiple_o
         question_keys_Q=torch.from_numpy(prepared.question_keys[rows]),
         real_Q=torch.from_numpy(np.ones(len(rows), bool) if share.real is None else share.real),
         teacher_QN=None if teacher_QN is None else torch.from_numpy(teacher_QN),
+        teacher_queries_QD=_rows(prepared.teacher_questions, rows),
+        teacher_passages_PD=_rows(prepared.teacher_documents, documents),
         question_ids=prepared.ids_of(rows),
     )
+
+
+def _rows(vectors_nD: np.ndarray | None, rows: np.ndarray) -> Tensor | None:
+    """Copied out of the file that they are mapped from."""
+    return None if vectors_nD is None else torch.from_numpy(np.asarray(vectors_nD[rows]))
 
 
 def _keys(prepared: Prepared, share: Share, documents: np.ndarray) -> Keys:

@@ -25,6 +25,8 @@ from raycurate.core.errors import InputError
 RECORD = "checkpoint.json"
 LATEST = "LATEST"
 BEST = "BEST"
+POINTER = "checkpoint.txt"
+"""In what Ray Train is told of: the file that names the checkpoint."""
 STATE = "state"
 CONSOLIDATED = "model/consolidated"
 _NAME = re.compile(r"epoch_(\d+)_step_(\d+)")
@@ -33,7 +35,8 @@ _SMALLER_IS_BETTER = ("loss", "perplexity")
 
 class Checkpoint(BaseModel):
     """The record of one checkpoint: its epoch and its step, counted from the training's beginning; the training that
-    made it; what was measured; a size for each path inside the folder."""
+    made it; what was measured; a size for each path inside the folder. interim: made out of turn, because a machine was
+    to be taken away: it serves to go on from until the next one is whole, and is none of those to choose from."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -42,6 +45,7 @@ class Checkpoint(BaseModel):
     run: str
     metrics: dict[str, float]
     files: dict[str, int]
+    interim: bool = False
 
     @property
     def name(self) -> str:
@@ -96,7 +100,9 @@ class CheckpointStore:
         storage.delete(storage.join(self.path(name), RECORD))
         storage.delete(self.path(name))
 
-    def commit(self, epoch: int, step: int, metrics: dict[str, float], run: str) -> Checkpoint:
+    def commit(
+        self, epoch: int, step: int, metrics: dict[str, float], run: str, *, interim: bool = False
+    ) -> Checkpoint:
         """Declare the files that lie under this place's name a whole checkpoint, and point LATEST at it.
 
         To be called once, after every rank's files are there.
@@ -106,7 +112,8 @@ class CheckpointStore:
         """
         name = checkpoint_name(epoch, step)
         finite = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
-        made = Checkpoint(epoch=epoch, step=step, run=run, metrics=finite, files=self._sizes(name))
+        files = self._sizes(name)
+        made = Checkpoint(epoch=epoch, step=step, run=run, metrics=finite, files=files, interim=interim)
         self._write(made)
         self._point(LATEST, name)
         return made
@@ -127,22 +134,29 @@ class CheckpointStore:
     def prune(self, keep: Keep) -> list[str]:
         """Delete all but the checkpoints that `keep` names, point BEST at the best of them; names of the deleted.
 
-        A checkpoint without the metric counts as the worst.
+        A checkpoint without the metric counts as the worst. Of interim ones only the latest of all stays.
         """
         found = self.all()
-        if not found:
-            return []
-        ranked = _ranked(found, keep.metric)
-        wanted = {c.name for c in [*found[-keep.last :], *ranked[: keep.best]]}
-        self._point(BEST, next(c.name for c in ranked if c.name in wanted))
+        measured = [c for c in found if not c.interim]
+        ranked = _ranked(measured, keep.metric)
+        wanted = {c.name for c in [*measured[-keep.last :], *ranked[: keep.best], *found[-1:]]}
+        if ranked:
+            self._point(BEST, next(c.name for c in ranked if c.name in wanted))
         deleted = [c.name for c in found if c.name not in wanted]
         for name in deleted:
             self.clear(name)
         return deleted
 
     def drop_states(self, keep: Keep) -> None:
-        """Delete the state of all but the latest checkpoints, whose models stay: they are still to be measured."""
-        for checkpoint in self.all()[: -keep.last]:
+        """Delete the state of all but the latest checkpoints, whose models stay: they are still to be measured.
+
+        Of interim ones only the latest of all stays.
+        """
+        found = self.all()
+        for checkpoint in found[:-1]:
+            if checkpoint.interim:
+                self.clear(checkpoint.name)
+        for checkpoint in [c for c in found if not c.interim][: -keep.last]:
             models = {path: size for path, size in checkpoint.files.items() if not path.startswith(f"{STATE}/")}
             if len(models) < len(checkpoint.files):
                 self._write(checkpoint.model_copy(update={"files": models}))
@@ -161,7 +175,7 @@ class CheckpointStore:
         Raises:
             InputError: there is no checkpoint, or one without the metric.
         """
-        found = self.all()
+        found = [c for c in self.all() if not c.interim]
         if not found:
             raise InputError("there is no whole checkpoint", where=self.folder)
         missing = [c.name for c in found if metric is not None and metric not in c.metrics]

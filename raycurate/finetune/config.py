@@ -12,6 +12,7 @@ from pydantic import field_validator, model_validator
 
 from raycurate.core import storage
 from raycurate.core.config import option
+from raycurate.core.manifest import STAGING
 from raycurate.finetune.config_groups import (
     CheckpointOptions,
     DataConfig,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from raycurate.finetune.lora import LoraOptions
     from raycurate.finetune.options import TrainOptions
     from raycurate.finetune.prepared import PrepareOptions
+    from raycurate.finetune.teacher import TeacherOptions
 
 ALGORITHM_VERSION = 1
 
@@ -91,12 +93,24 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
                 f"num_workers={self.num_workers} is elastic, and with loss=in_batch a question's negatives depend on "
                 "the number of workers; use cross_rank, listed, or a fixed number"
             )
+        if self.loss == "listed" and self.n_passages == 1 and self.contrastive_weight > 0:
+            raise ValueError(
+                "n_passages=1 with loss=listed: a positive alone has nothing to be told from; give n_passages=2 or "
+                "more, or loss=cross_rank, which takes the other questions' passages for negatives"
+            )
         if self.early_stopping is not None and self.val is None:
             raise ValueError(f"early_stopping={self.early_stopping} needs val")
         if self.best_metric.startswith("val_") and self.val is None:
             raise ValueError(f"best_metric={self.best_metric} needs val")
         if self.best_metric.startswith("dev_") and self.dev is None:
             raise ValueError(f"best_metric={self.best_metric} needs dev")
+        if self.measure_base and self.dev is None:
+            raise ValueError("measure_base=true needs dev, the questions to search with")
+        if self.measure_base and self.bidirectional:
+            raise ValueError(
+                "measure_base=true with bidirectional=true: a causal decoder that has not been trained to attend both "
+                "ways has no vectors worth comparing; leave measure_base out"
+            )
         return self
 
     @property
@@ -125,18 +139,19 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
 
     def absolute(self) -> FinetuneConfig:
         """The same with absolute local paths: a training worker has a working folder of its own."""
-        from pathlib import Path
-
         update: dict[str, Any] = {"output": storage.normalise(self.output)}
         for name in ("train", "val"):
             update[name] = _absolute_sources(getattr(self, name))
-        for name in ("dev", "data_cache", "cache_dir"):
+        for name in ("dev", "data_cache", "cache_dir", "cache"):
             value = getattr(self, name)
             update[name] = storage.normalise(value) if value is not None else None
-        if Path(self.model).expanduser().is_dir():
-            update["model"] = storage.normalise(self.model)
+        update["model"] = _absolute_model(self.model)
         if self.resume not in ("auto", "never"):
             update["resume"] = storage.normalise(self.resume)
+        update["distillation"] = [
+            part if part.teacher is None else part.model_copy(update={"teacher": _absolute_model(part.teacher)})
+            for part in self.distillation
+        ]
         return self.model_copy(update=update)
 
     def encoder_options(self) -> EncoderOptions:
@@ -165,9 +180,9 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
             return None
         if self.query_prefix is None or self.passage_prefix is None:
             from raycurate.core.contract import EmbeddingContract
-            from raycurate.encoders.fetch import fetch_model
+            from raycurate.encoders.fetch import fetch_encoder
 
-            own = EmbeddingContract.from_checkpoint(fetch_model(self.encoder_options()))
+            own = EmbeddingContract.from_checkpoint(fetch_encoder(self.encoder_options()))
             query, document = own.prompt_for("query"), own.prompt_for("document")
         given = (self.query_prefix, self.passage_prefix)
         return {
@@ -188,11 +203,29 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
         from raycurate.finetune.passages import PassageOptions
         from raycurate.finetune.prepared import PrepareOptions
 
-        passages = PassageOptions(self.n_passages, self.cycle_positives, bool(self.distillation))
+        scores = any(part.kind != "embeddings" for part in self.distillation)
+        passages = PassageOptions(self.n_passages, self.cycle_positives, scores)
         if validation:
             passages = passages.for_validation(self.eval_negative_size)
         names = ("query_max_length", "passage_max_length", "dataset_instructions", "pad_token")
-        return PrepareOptions(passages, **{n: getattr(self, n) for n in names}, cache_dir=self.data_cache)
+        return PrepareOptions(
+            passages,
+            **{n: getattr(self, n) for n in names},
+            cache_dir=self.data_cache,
+            teacher=None if validation else self.teacher_options(),
+        )
+
+    def teacher_options(self) -> TeacherOptions | None:
+        """Whose vectors are followed, if any are; they are laid out in the output's staging, which all machines see."""
+        from raycurate.finetune.teacher import TEACHER, TeacherOptions
+
+        names = ("cache_dir", "hf_token", "local_files_only", "device")
+        for part in self.distillation:
+            if part.teacher is not None:
+                encoder = {name: getattr(self, name) for name in names} | part.encoder
+                work = storage.join(storage.normalise(self.output), STAGING, TEACHER)
+                return TeacherOptions(_absolute_model(part.teacher), encoder, work)
+        return None
 
     def train_options(self, *, cuda: bool = False) -> TrainOptions:
         """What the loop is told.
@@ -212,13 +245,23 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
         rule = self.false_negatives
         values |= {
             "false_negatives": FalseNegatives(**rule.model_dump()) if rule is not None else None,
-            "distillation": tuple(Distillation(**part.model_dump()) for part in self.distillation),
+            "distillation": tuple(
+                Distillation(**part.model_dump(exclude={"teacher", "encoder"})) for part in self.distillation
+            ),
+            "gradcache": None if self.gradcache == "auto" else self.gradcache,
             "matryoshka": tuple(sorted(self.matryoshka.items(), reverse=True)),
             "elastic": self.elastic,
         }
         if self.precision == "auto":
             values["precision"] = "bfloat16" if cuda else "float32"
         return TrainOptions(**values)
+
+
+def _absolute_model(name: str) -> str:
+    """A folder's absolute path; any other name of a model as it is."""
+    from pathlib import Path
+
+    return storage.normalise(name) if Path(name).expanduser().is_dir() else name
 
 
 def _absolute_sources(sources: Any) -> Any:

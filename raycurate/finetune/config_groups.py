@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from raycurate.core.cluster import ActorGroupOptions
 from raycurate.core.config import StageConfig, option
@@ -40,12 +40,28 @@ class FalseNegativesConfig(_Part):
 
 
 class DistillationConfig(_Part):
-    """A teacher's scores of the passages, as mining with a teacher writes them."""
+    """What is learnt from a teacher: its scores of the passages (kl, margin_mse), as mining with a teacher writes them,
+    or the directions of its vectors (embeddings), which are made before the training."""
 
-    kind: Literal["kl", "margin_mse"]
+    kind: Literal["kl", "margin_mse", "embeddings"]
     weight: float = Field(1.0, ge=0)
-    teacher_temperature: float = Field(1.0, gt=0)
-    teacher_scale: float = 1.0
+    teacher_temperature: float = Field(1.0, gt=0, description="of the teacher's scores (kl)")
+    teacher_scale: float = Field(1.0, description="brings the teacher's margins to the model's range (margin_mse)")
+    teacher: str | None = Field(
+        None, min_length=1, description="the model whose vectors are followed, of the same dimension (embeddings)"
+    )
+    encoder: dict[str, Any] = Field({}, description="how that model is run: options of `raycurate embed`")
+
+    @model_validator(mode="after")
+    def _a_teacher(self) -> DistillationConfig:
+        if self.kind == "embeddings" and self.teacher is None:
+            raise ValueError("kind=embeddings follows the vectors of a model: name it with teacher")
+        if self.kind != "embeddings" and (self.teacher is not None or self.encoder):
+            raise ValueError(
+                f"kind={self.kind} follows the scores that stand in the training data; teacher and encoder are for "
+                "kind=embeddings"
+            )
+        return self
 
 
 class DataConfig(StageConfig):
@@ -128,8 +144,17 @@ class LossConfig(StageConfig):
         None, "Mask negatives that score too near the positive: {kind: perc|abs, margin: 0.95, listed_too: false}."
     )
     distillation: list[DistillationConfig] = option(
-        [], "Follow a teacher's scores: [{kind: kl|margin_mse, weight: 1, teacher_temperature: 1, teacher_scale: 1}]."
+        [],
+        "Follow a teacher: its scores in the training data [{kind: kl|margin_mse, weight: 1, teacher_temperature: 1, "
+        "teacher_scale: 1}] or its vectors [{kind: embeddings, weight: 1, teacher: MODEL, encoder: {}}].",
     )
+
+    @field_validator("distillation")
+    @classmethod
+    def _one_teacher_of_vectors(cls, parts: list[DistillationConfig]) -> list[DistillationConfig]:
+        if sum(part.kind == "embeddings" for part in parts) > 1:
+            raise ValueError("vectors of one teacher only can be followed; leave one kind=embeddings")
+        return parts
 
 
 class OptimiseConfig(StageConfig):
@@ -152,8 +177,21 @@ class OptimiseConfig(StageConfig):
         "Questions a worker has in memory at once; the rest of its share follows in further micro-steps.",
         gt=0,
     )
+    gradcache: bool | Literal["auto"] = option(
+        "auto",
+        "GradCache runs a batch of in_batch or cross_rank negatives in chunks, with one more forward pass and the same "
+        "gradients: auto where local_batch_size or chunk_tokens cut a worker's share, on always, off never (a share "
+        "that is cut is then refused). With loss=listed nothing needs it.",
+        operational=True,
+    )
     chunk_tokens: int | None = option(
         None, "GradCache's chunks in tokens, instead of local_batch_size questions.", operational=True, gt=0
+    )
+    gradient_sync: Literal["last", "each"] = option(
+        "last",
+        "When the micro-steps of a step bring the workers' gradients together: once, in the last, or in each, which "
+        "communicates more and spares a sharded model (fsdp2, hsdp) a whole float32 gradient on every worker.",
+        operational=True,
     )
     by_corpus: bool = option(False, "Batches hold questions of one corpus only.")
     drop_last: bool = option(True, "Leave out the questions of an incomplete last batch (others in each epoch).")
@@ -189,7 +227,12 @@ class ScalingOptions(StageConfig):
     reshard: bool = option(True, "FSDP2 frees a layer's gathered weights after its forward.", operational=True)
     cpu_offload: bool = option(False, "FSDP2 keeps weights and optimiser in the host's memory.", operational=True)
     shard_size: int | None = option(None, "HSDP: workers that share one copy; one machine's.", operational=True, gt=0)
-    tp_size: int = option(1, "Tensor parallelism, where the model has a plan for it.", operational=True, gt=0)
+    tp_size: int = option(
+        1,
+        "Ranks that share each layer: 1, as more are refused; strategy=fsdp2 spreads the memory.",
+        operational=True,
+        gt=0,
+    )
     cp_size: int = option(1, "Context parallelism; only 1.", operational=True, gt=0)
     sequence_parallel: bool = option(False, "Only false.", operational=True)
     timeout_minutes: float = option(30.0, "Minutes after which a collective counts as failed.", operational=True, gt=0)
@@ -214,10 +257,28 @@ class CheckpointOptions(StageConfig):
         "A BEIR folder whose DEV split is searched, over the whole corpus, for each checkpoint (dev_ndcg10, "
         "dev_recall100, ...); never its test split. The models of all checkpoints then stay until the training ends.",
     )
-    best_metric: str = option(
+    measure_base: bool = option(
+        False, "Search the dev questions with the model as it is too, before the training, and show both.",
+        operational=True,
+    )  # fmt: skip
+    cache: str | None = option(
+        None,
+        "Folder or URI of the vectors that mining keeps from run to run; what measure_base finds there is not embedded "
+        "again.",
+        operational=True,
+    )
+    best_metric: Literal[
+        "auto", "val_mrr", "val_acc1", "val_loss", "dev_ndcg10", "dev_recall10", "dev_recall100", "dev_mrr10"
+    ] = option(
         "auto",
-        "What BEST is chosen by: val_mrr, val_acc1, val_loss, dev_ndcg10, ...; auto is val_mrr where there are "
+        "What BEST is chosen by; auto is val_mrr where there are "
         "validation data, dev_ndcg10 where there is only dev, else the last checkpoint.",
+    )
+    asynchronous_checkpoints: bool | None = option(
+        None,
+        "Write checkpoints while the steps go on, from a copy of what is trained in the host's memory (12 bytes a "
+        "parameter, shared by the workers where they shard); by default, unless cpu_offload has that memory full.",
+        operational=True,
     )
     keep_last: int = option(1, "Latest checkpoints that are kept.", operational=True, gt=0)
     keep_best: int = option(1, "Best checkpoints that are kept besides.", operational=True, ge=0)

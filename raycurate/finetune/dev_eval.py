@@ -53,7 +53,8 @@ class DevOptions:
     eval_beir: a folder in BEIR's layout with qrels/dev.tsv. work: a folder that every node of the cluster can write to;
     what is put there is deleted at the end, and found again by a second try if the first was killed. encoder: how the
     model is run, options of `raycurate embed` (dtype, max_length, device, concurrency, num_gpus, ...). query_prefix,
-    document_prefix: literal text instead of the checkpoint's own prompts.
+    document_prefix: literal text instead of the checkpoint's own prompts. cache: a folder of vectors that is kept
+    (embed/cache.py); by default they are deleted with the rest.
     """
 
     eval_beir: str
@@ -61,6 +62,7 @@ class DevOptions:
     encoder: dict[str, Any] = field(default_factory=dict)
     query_prefix: str | None = None
     document_prefix: str | None = None
+    cache: str | None = None
 
 
 def read_dev(eval_beir: str) -> BeirData:
@@ -112,7 +114,7 @@ def judge(model: str, data: BeirData, options: DevOptions) -> Metrics:
         "document": Texts("documents", texts, "document", order, options.document_prefix),
         "query": Texts("queries", data.queries["text"], "query", None, options.query_prefix),
     }
-    embedded = _embed(given, models, options.encoder, work)
+    embedded = _embed(given, models, options, work)
     rows_QK, scores_QK = _search(embedded, _depth(data, ids), options.encoder)
     storage.delete(work)
     names_QK = np.asarray(ids.to_pylist(), object)[order][rows_QK]
@@ -180,9 +182,10 @@ def _depth(data: BeirData, ids: pa.Array) -> int:
     return min(max(_CUTS) + bool(own), len(ids))
 
 
-def _embed(given: dict[str, Texts], models: dict[str, str], encoder: dict[str, Any], work: str) -> dict[str, Embedded]:
+def _embed(given: dict[str, Texts], models: dict[str, str], options: DevOptions, work: str) -> dict[str, Embedded]:
     """Vectors of both roles: in one stream, unless the encoders are two."""
-    cache, folder = storage.join(work, "cache"), storage.join(work, "vectors")
+    encoder, folder = options.encoder, storage.join(work, "vectors")
+    cache = options.cache or storage.join(work, "cache")
     if models["query"] == models["document"]:
         both = embed_texts(list(given.values()), models["query"], encoder, cache=cache, folder=folder, unit=False)
         return dict(zip(given, both, strict=True))

@@ -23,9 +23,8 @@ from raycurate.core.cluster import (
 from raycurate.core.errors import ConfigError, RaycurateError
 from raycurate.core.manifest import STAGING
 from raycurate.core.observe import get_logger
-from raycurate.finetune.checkpoints import CONSOLIDATED, CheckpointStore, Keep
+from raycurate.finetune.checkpoints import CONSOLIDATED, POINTER, CheckpointStore, Keep
 from raycurate.finetune.config import FinetuneConfig
-from raycurate.finetune.reporting import POINTER
 
 if TYPE_CHECKING:
     from raycurate.finetune.dev_eval import DevOptions
@@ -88,6 +87,12 @@ class Job:
     def keep(self) -> Keep:
         return Keep(self.config.keep_last, self.config.keep_best, self.config.metric)
 
+    @property
+    def writes_beside(self) -> bool:
+        """Whether checkpoints are written while the steps go on; offloaded weights would be in that memory twice."""
+        wanted = self.config.asynchronous_checkpoints
+        return not self.config.cpu_offload if wanted is None else wanted
+
 
 def layout(config: FinetuneConfig, found: Capacity) -> Layout:
     """How many workers, and what each takes.
@@ -97,7 +102,11 @@ def layout(config: FinetuneConfig, found: Capacity) -> Layout:
     """
     gpus_there = int(max(found.live.gpu, found.largest.gpu))
     if config.device == "cuda" and not gpus_there and not found.unknown_maximum:
-        raise ConfigError("device=cuda, and the cluster has no GPU", where="device", fix="Leave device out")
+        raise ConfigError(
+            "device=cuda, and the cluster has no GPU",
+            where="device",
+            fix="Connect to one that has (--address or RAY_ADDRESS), or set device=cpu for a small model",
+        )
     cuda = config.device == "cuda" or (config.device == "auto" and gpus_there > 0)
     if config.actors.num_gpus is not None:
         cuda = config.actors.num_gpus > 0
@@ -229,8 +238,11 @@ def dev_options(job: Job) -> DevOptions:
 
 def _validate(checkpoint: Any, **told: Any) -> dict[str, float]:
     """The dev metrics of the checkpoint that a reported one points to."""
+    from ray.data import DataContext
+
     from raycurate.finetune.dev_eval import DevOptions, checkpoint_uri, evaluate_dev
 
+    DataContext.get_current().enable_progress_bars = False  # here they are lines in the log of the training
     name = storage.read_text(storage.join(checkpoint_uri(checkpoint), POINTER)).strip()
     return evaluate_dev(storage.join(told["checkpoints"], name, CONSOLIDATED), DevOptions(**told["options"]))
 

@@ -31,7 +31,7 @@ from raycurate.finetune.lora import LoraOptions
 from raycurate.finetune.options import TrainOptions
 from raycurate.finetune.order import BatchSplit, split_batch
 from raycurate.finetune.outline import Activations, ModelOutline, Outline
-from raycurate.finetune.parallelize import _SHARE_OF_MEMORY
+from raycurate.finetune.parallelize import choose_strategy
 
 _CUDA_ITSELF = GIB
 _MANY = 1_000_000  # questions, where they have not been counted
@@ -226,16 +226,10 @@ class _Planner:
                 yield f"{text} ({_gib(needed.memory.total)} GiB)"
 
     def _strategy(self, model: ModelOptions, options: TrainOptions, setting: Setting) -> str:
-        """As parallelize.choose_strategy decides it where the ranks are."""
         if setting.ranks == 1:
             return "single"
-        if options.strategy != "auto":
-            return options.strategy
-        if options.cpu_offload:
-            return "fsdp2"
-        counts, size = self.counts, _BYTES[model.dtype]
-        copied = size * (counts.parameters + 3 * counts.trainable)
-        return "ddp" if setting.memory is None or copied <= _SHARE_OF_MEMORY * setting.memory else "fsdp2"
+        copied = _BYTES[model.dtype] * (self.counts.parameters + 3 * self.counts.trainable)
+        return choose_strategy(copied, options, setting.ranks, setting.memory)[0]
 
     def _memory(
         self, model: ModelOptions, options: TrainOptions, setting: Setting, strategy: str, cut: tuple[BatchSplit, int]

@@ -31,7 +31,7 @@ from pyarrow import fs as pafs
 from torch import Tensor, nn
 
 from raycurate.core import storage
-from raycurate.core.checkpoint import _TOKENIZER_FILES, adapter_base, body_folder, lowercases
+from raycurate.core.checkpoint import TOKENIZER_FILES, adapter_base, body_folder, lowercases
 from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import ContractError, InputError, OutputExistsError
 from raycurate.finetune.lora import adapter_config, is_adapted, merged, options_of, stock_names
@@ -136,11 +136,21 @@ def _tied(body: nn.Module) -> set[str]:
 
 
 def _check_whole(tower: Tower, written: set[str], heads: set[str]) -> None:
-    names = tower.body.state_dict().keys()
-    expected = (stock_names(names) if is_adapted(tower.body) else set(names)) - _tied(tower.body)
-    wrong = sorted((expected ^ written) | (set(tower.heads.state_dict()) ^ heads))
+    names = _names(tower.body)
+    expected = (stock_names(names) if is_adapted(tower.body) else names) - _tied(tower.body)
+    wrong = sorted((expected ^ written) | (_names(tower.heads) ^ heads))
     if wrong:
         raise ValueError(f"the stream of weights differs from the model in {len(wrong)} names: {', '.join(wrong[:5])}")
+
+
+def _names(module: nn.Module) -> set[str]:
+    """The names in its state dict. FSDP2 frees gathered weights when it is asked for a state dict, which an export
+    beside the training must not bring about."""
+    names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        kept = part._buffers.keys() - part._non_persistent_buffers_set
+        names |= {f"{prefix}.{name}" if prefix else name for name in kept}
+    return names
 
 
 def _write_heads(tower: Tower, place: Path, heads: dict[str, Tensor], dtype: torch.dtype | None) -> None:
@@ -192,7 +202,7 @@ def _write_tokenizer(source: str, place: Path) -> None:
 
     body = body_folder(source)
     folders = [Path(body), Path(source), *([Path(base)] if (base := adapter_base(body)) else [])]
-    listed = ([folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()] for folder in folders)
+    listed = ([folder / name for name in TOKENIZER_FILES if (folder / name).is_file()] for folder in folders)
     files = next((files for files in listed if files), [])  # of the folder that the contract's hash is over
     if not files:
         raise InputError("this model has no tokenizer files", where=source)

@@ -10,7 +10,7 @@ follow from seed, step and rank. So to go on from a checkpoint is to begin at it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -19,42 +19,50 @@ import torch
 from torch import Tensor
 
 from raycurate.core import storage
-from raycurate.core.errors import ConfigError, RaycurateError
+from raycurate.core.errors import ConfigError
 from raycurate.core.observe import get_logger
 from raycurate.finetune import optimise, state
 from raycurate.finetune.backbones import ModelOptions
 from raycurate.finetune.batches import Batch, Place, prefetch
-from raycurate.finetune.collectives import max_over_ranks, world
+from raycurate.finetune.beside import Beside
+from raycurate.finetune.checkpoints import STATE
+from raycurate.finetune.collectives import world
 from raycurate.finetune.export import export_checkpoint
 from raycurate.finetune.lora import LoraOptions
-from raycurate.finetune.model import BiEncoder, load_bi_encoder
+from raycurate.finetune.model import BiEncoder
 from raycurate.finetune.options import TrainOptions
-from raycurate.finetune.parallelize import Parallel, parallelize
+from raycurate.finetune.parallelize import Parallel, load_to_spread, parallelize
 from raycurate.finetune.plan import Plan, plan_training
 from raycurate.finetune.prepared import Prepared
 from raycurate.finetune.speed import Speedometer
 from raycurate.finetune.step import Stepper, Totals
 from raycurate.finetune.validate import validate
+from raycurate.finetune.writing import Contents, Export, Saved, Write
 
-STATE = "state"
-CONSOLIDATED = "model/consolidated"
 _AHEAD = 4  # micro-steps that are collated before they are asked for
-
-Export = Callable[[BiEncoder, str, Iterable[tuple[str, Tensor]]], object]
-"""(bi-encoder, folder, stream of named whole tensors); rank 0 alone calls it. `export_weights` is one."""
 
 _log = get_logger(__name__)
 
 
 class Reporter(Protocol):
-    """What the loop tells the outside."""
+    """What the loop tells the outside, and what it is told. All ranks call each method at the same places."""
+
+    beside: Beside | None
+    """The thread that writes checkpoints while the steps go on; None: they are written within the step."""
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Every rank calls it; rank 0's counts (only memory and fraction of peak differ between ranks)."""
+        """Rank 0's numbers count (only memory and fraction of peak differ between ranks)."""
 
-    def save(self, metrics: dict[str, float], *, epoch: int, step: int, write: Callable[[str], None]) -> None:
-        """All ranks call it together, and each calls `write(folder)`, which puts its part of the checkpoint into a
-        local folder: of the training state (`state/`) and, rank 0 alone, the model (`model/consolidated/`)."""
+    def save(self, saved: Saved, write: Write) -> None:
+        """Make a checkpoint. Each rank calls `write(folder)`, which puts its part into a local folder: of the training
+        state (`state/`) and, rank 0 alone, the model (`model/consolidated/`); in the thread `beside`, if there is one.
+        """
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is whole. Raises what went wrong with it."""
+
+    def after_step(self) -> bool:
+        """Whether to make a checkpoint now, out of turn. Raises what went wrong with the last one."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ def train(
     rank, ranks = world()
     plan = plan_training(train_data, options, rank=rank, ranks=ranks)
     torch.manual_seed(options.seed)  # the same adapters on every rank
-    encoder = load_bi_encoder(model_folder, model_options, lora=lora)
+    encoder = load_to_spread(model_folder, model_options, options, device, lora=lora)
     speed = Speedometer.of(encoder, device, options.precision)
     parallel = parallelize(encoder, options, device)
     optimizer = optimise.make_optimizer(parallel.model, options)
@@ -153,6 +161,7 @@ class _Run:
                 self._finish_step(batch.place)
                 if self.progress.stopped_early:
                     break
+        self.reporter.settle()
         step = self.progress.step
         epoch = max(step - 1, 0) // self.plan.steps_per_epoch
         return Trained(step, epoch, self.losses, self.progress.stopped_early)
@@ -196,6 +205,7 @@ class _Run:
             self.reporter.log({"step": step, "epoch": place.epoch, **metrics, **self.speed.read()})
 
     def _validate_and_save(self, place: Place, metrics: dict[str, float]) -> None:
+        urgent = self.reporter.after_step()
         began = time.perf_counter()
         ends = self.progress.step == self.plan.steps
         last_of_epoch = place.step == self.plan.steps_per_epoch - 1
@@ -205,6 +215,10 @@ class _Run:
             found = self._validate(place)
         if save or self.progress.stopped_early:
             self._save(place, metrics | found)
+        elif urgent:
+            self._save(place, metrics, interim=True)
+        if urgent:
+            self.reporter.settle()
         self.speed.skip(time.perf_counter() - began)
 
     def _due(self, every: int | None, *, last_of_epoch: bool) -> bool:
@@ -223,26 +237,12 @@ class _Run:
         self.progress = replace(self.progress, best=best, worse=worse, stopped_early=stop)
         return found
 
-    def _save(self, place: Place, metrics: dict[str, float]) -> None:
-        self.reporter.save(metrics, epoch=place.epoch, step=self.progress.step, write=self._write)
+    def _save(self, place: Place, metrics: dict[str, float], *, interim: bool = False) -> None:
+        self.reporter.settle()  # so that there is one copy at a time
+        beside = self.reporter.beside
+        contents = Contents.of(self.parallel, self.optimizer, self.progress, export=self.export, beside=beside)
+        self.reporter.save(Saved(place.epoch, self.progress.step, metrics, interim), contents.write)
         self.saved = self.progress.step
-
-    def _write(self, folder: str) -> None:
-        """This rank's part of a checkpoint."""
-        state.save(storage.join(folder, STATE), self.parallel.model, self.optimizer, self.progress)
-        tensors = self.parallel.whole_tensors()
-        failed: BaseException | None = None
-        if world()[0] == 0:
-            try:
-                self.export(self.parallel.encoder, storage.join(folder, CONSOLIDATED), tensors)
-            except Exception as error:  # raised below, once the other ranks, which wait in the gathers, know
-                failed = error
-        for _ in tensors:  # to the end, as each is gathered from all ranks
-            pass
-        flag = torch.tensor([float(failed is not None)], device=self.parallel.device)
-        if not max_over_ranks(flag).item():
-            return
-        raise failed if failed is not None else RaycurateError("rank 0 could not write the model", where=folder)
 
     def _fail(self, place: Place, totals: Totals, norm: float | None) -> None:
         """Save the weights as they are before this step, and raise."""
@@ -251,6 +251,7 @@ class _Run:
         if self.progress.step != self.saved:
             found = {} if self.val_data is None else validate(self.parallel, self.val_data, self.options)
             self._save(place, found)
+        self.reporter.settle()
         raise error
 
 

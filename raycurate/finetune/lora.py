@@ -7,8 +7,11 @@ is not touched.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from raycurate.core.errors import ConfigError
+from raycurate.encoders.loading import parameters_without_memory
 
 NAME = "default"  # PEFT's name for the only adapter
 _PREFIX = "base_model.model."  # what PEFT puts before every name of the model it wraps
@@ -84,9 +88,31 @@ def add_adapters(body: nn.Module, options: LoraOptions, *, base: str) -> nn.Modu
         exclude_modules=unreached or None,
         task_type=peft.TaskType.FEATURE_EXTRACTION,
     )
-    wrapped: nn.Module = peft.get_peft_model(body, config)
+    empty = any(parameter.is_meta for parameter in body.parameters())
+    with parameters_without_memory() if empty else nullcontext():
+        wrapped: nn.Module = peft.get_peft_model(body, config)
     wrapped.peft_config[NAME].base_model_name_or_path = base  # type: ignore[index, union-attr]
+    for name, parameter in wrapped.named_parameters():
+        if is_drawn(name) and not parameter.is_meta:
+            parameter.data.copy_(initial(name, parameter.shape))
     return wrapped
+
+
+def is_drawn(name: str) -> bool:
+    """Whether this parameter of an adapted body starts from `initial`."""
+    return split_name(name)[1] in ("lora_A", "lora_B")
+
+
+def initial(name: str, shape: Sequence[int]) -> Tensor:
+    """What a factor of an adapter starts from, float32: A uniform as PEFT has it (Kaiming with a = sqrt(5)), B zero.
+
+    It follows from torch's seed and the name, so each rank of a sharded model can draw it for itself.
+    """
+    if split_name(name)[1] == "lora_B":
+        return torch.zeros(*shape)
+    digest = hashlib.sha256(f"{torch.initial_seed()} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return nn.init.kaiming_uniform_(torch.empty(*shape), a=math.sqrt(5), generator=generator)
 
 
 def is_adapted(body: nn.Module) -> bool:
@@ -128,7 +154,7 @@ def merged(
     waiting: dict[str, dict[str, Tensor]] = {}
     wanted = {"base_layer", "lora_A", "lora_B"} | ({"lora_magnitude_vector"} if options.dora else set())
     for name, tensor in named:
-        layer, part = _split(name)
+        layer, part = split_name(name)
         if part is None:
             yield layer, tensor
             continue
@@ -145,11 +171,12 @@ def merged(
 
 def stock_names(names: Iterable[str]) -> set[str]:
     """The names that `merged` gives for these of an adapted body."""
-    return {layer if part is None else f"{layer}.weight" for layer, part in map(_split, names)}
+    return {layer if part is None else f"{layer}.weight" for layer, part in map(split_name, names)}
 
 
-def _split(name: str) -> tuple[str, str | None]:
-    """(layer, part) of a tensor that a merge needs; (the stock model's name, None) of any other."""
+def split_name(name: str) -> tuple[str, str | None]:
+    """(layer, part) of a tensor of an adapted body that a merge needs: "base_layer", "lora_A", "lora_B" or
+    "lora_magnitude_vector"; (the stock model's name, None) of any other."""
     stock = name.removeprefix(_PREFIX)
     for part in ("lora_A", "lora_B", "lora_magnitude_vector"):
         if f".{part}." in stock:

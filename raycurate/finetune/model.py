@@ -7,12 +7,15 @@ vectors that every engine will give. Nothing here knows of devices, ranks or opt
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from raycurate.core.checkpoint import ROLES, separate_folders
 from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import InputError
 from raycurate.encoders.loading import load_heads
@@ -23,14 +26,15 @@ from raycurate.finetune.backbones import (
     ModelOptions,
     checkpoint_layers,
     compile_layers,
+    empty_body,
     load_body,
     takes_positions,
     training_contract,
 )
 from raycurate.finetune.lora import LoraOptions, add_adapters
 from raycurate.finetune.multi_vector import MultiVectors, finish
+from raycurate.finetune.outline import ModelOutline, OutlineError
 
-ROLES = ("query", "document")
 SHARED = "shared"
 
 
@@ -44,11 +48,18 @@ class Tokens(Protocol):
     def attention_mask(self) -> Tensor: ...
 
 
+class MustBeLoadedWholeError(Exception):
+    """This model cannot be built empty and filled from its files; the message says why."""
+
+
 class Tower(nn.Module):
     """A transformer, its Dense heads, and the contract that ties them.
 
     source: the folder it came from; its tokenizer's files are exported with it.
+    to_unpad: whether it is to run unpadded once it has its weights (streamed.py).
     """
+
+    to_unpad: bool = False
 
     def __init__(self, body: nn.Module, heads: nn.Module, contract: EmbeddingContract, source: str) -> None:
         super().__init__()
@@ -58,12 +69,16 @@ class Tower(nn.Module):
         self.source = source
         self._offset = position_offset(body)
         self._positions = takes_positions(body)
-        config: Any = body.config
-        self._unpadded = config._attn_implementation == unpadded.NAME
+
+    @property
+    def unpadded(self) -> bool:
+        """Whether the body runs without padding; a batch comes padded all the same."""
+        config: Any = self.body.config
+        return bool(config._attn_implementation == unpadded.NAME)
 
     def forward(self, batch: Tokens) -> Tensor | MultiVectors:
         """Float32 [n, dimension], or MultiVectors; every row must have a token (the batches' promise)."""
-        if self._unpadded:
+        if self.unpadded:
             return self._forward_unpadded(batch)
         mask_BT = batch.attention_mask
         inputs: dict[str, Tensor] = {"input_ids": batch.input_ids, "attention_mask": mask_BT}
@@ -156,20 +171,46 @@ def load_bi_encoder(folder: str, options: ModelOptions, *, lora: LoraOptions | N
     Raises:
         ConfigError, ContractError, InputError, CapacityError, MissingDependencyError: it cannot be trained so.
     """
-    folders = {role: str(Path(folder) / role) for role in ROLES}
-    if all((Path(path) / "config.json").is_file() for path in folders.values()):
-        return BiEncoder({role: _load_tower(path, options, lora) for role, path in folders.items()}).train()
-    names = ROLES if options.separate_encoders else (SHARED,)
-    return BiEncoder({name: _load_tower(folder, options, lora) for name in names}).train()
+    body_of = functools.partial(load_body, options=options)
+    folders = _folders(folder, options)
+    return BiEncoder({name: _tower(path, options, lora, body_of) for name, path in folders.items()}).train()
 
 
-def _load_tower(folder: str, options: ModelOptions, lora: LoraOptions | None) -> Tower:
+def empty_bi_encoder(folder: str, options: ModelOptions, *, lora: LoraOptions | None = None) -> BiEncoder:
+    """As `load_bi_encoder`, but the transformers' parameters have shapes and no memory: they are filled from the
+    folder's files once the model is spread over its ranks (streamed.py), which also checks what needs their values.
+
+    Raises:
+        MustBeLoadedWholeError: it does not run without memory.
+        ConfigError, ContractError, InputError, CapacityError, MissingDependencyError: it cannot be trained so.
+    """
+    folders = _folders(folder, options)
+    try:
+        outline = ModelOutline(next(iter(folders.values())), options)  # the towers are alike
+    except OutlineError as error:
+        raise MustBeLoadedWholeError(error.what) from error
+    trained = {name for name, parameter in outline.body.named_parameters() if parameter.requires_grad}
+    body_of = functools.partial(empty_body, options=options, trained=trained)
+    encoder = BiEncoder({name: _tower(path, options, lora, body_of) for name, path in folders.items()}).train()
+    for tower in encoder.towers.values():
+        tower.to_unpad = options.attention == unpadded.NAME  # type: ignore[assignment]
+    return encoder
+
+
+def _folders(folder: str, options: ModelOptions) -> dict[str, str]:
+    """The folder of each tower, by its name."""
+    return separate_folders(folder) or dict.fromkeys(ROLES if options.separate_encoders else (SHARED,), folder)
+
+
+def _tower(
+    folder: str, options: ModelOptions, lora: LoraOptions | None, body_of: Callable[[str, EmbeddingContract], nn.Module]
+) -> Tower:
     if (Path(folder) / "adapter_config.json").is_file() and not (Path(folder) / "config.json").is_file():
         raise InputError(
             "this is a bare adapter, which cannot be trained on", where=folder, fix="Name the merged model's folder"
         )
     contract = training_contract(folder, options)
-    body = load_body(folder, contract, options)
+    body = body_of(folder, contract)
     heads = load_heads(folder, contract, torch.device("cpu"))
     tower = Tower(body, heads, contract, folder)
     if lora is not None:

@@ -43,12 +43,12 @@ class Distillation:
     """A teacher's part in the loss.
 
     Attributes:
-        kind: `kl` and `margin_mse` follow the teacher's scores, `cosine` its vectors.
+        kind: `kl` and `margin_mse` follow the teacher's scores, `embeddings` the directions of its vectors.
         teacher_temperature: of `kl`.
         teacher_scale: of `margin_mse`.
     """
 
-    kind: Literal["kl", "margin_mse", "cosine"]
+    kind: Literal["kl", "margin_mse", "embeddings"]
     weight: float = 1.0
     teacher_temperature: float = 1.0
     teacher_scale: float = 1.0
@@ -124,12 +124,12 @@ class Objective:
         return (forth_Q + losses.in_batch(back_QG, board.back, temperature=t, false_negatives=rule)) / 2
 
     def _distilled(self, part: Distillation, queries: Vectors, passages: Vectors, targets: Targets) -> Tensor:
-        if part.kind == "cosine":
+        if part.kind == "embeddings":
             teacher = targets.teacher_queries_QD, targets.teacher_passages_PD
             if teacher[0] is None or teacher[1] is None:
-                raise ValueError("distillation by cosine needs the teacher's vectors of questions and passages")
+                raise ValueError("distillation from embeddings needs the teacher's vectors of questions and passages")
             if not (isinstance(queries, Tensor) and isinstance(passages, Tensor)):
-                raise ValueError("distillation by cosine needs one vector a text")
+                raise ValueError("distillation from embeddings needs one vector a text")
             return losses.embeddings_to_teacher(queries, passages, teacher[0], teacher[1])
         if targets.teacher_scores_QN is None:
             raise ValueError(f"distillation by {part.kind} needs the teacher's scores")

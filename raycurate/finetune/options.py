@@ -145,12 +145,6 @@ class TrainOptions:
                 "elastic=true with loss=in_batch: with another number of ranks a question has other negatives",
                 fix="Set loss to cross_rank or listed",
             )
-        if any(part.kind == "cosine" for part in self.distillation):
-            raise ConfigError(
-                "distillation by cosine needs a teacher's vectors, which the training data do not carry",
-                where="distillation",
-                fix="Use kl or margin_mse with the passages' scores",
-            )
 
     def objective(self, *, normalised: bool) -> Objective:
         """The loss as the loop calls it.

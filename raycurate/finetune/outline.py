@@ -18,10 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from raycurate.core.checkpoint import adapter_base, attention_of, body_folder, dense_folders, read_config
+from raycurate.core.checkpoint import (
+    attention_of,
+    body_folder,
+    dense_folders,
+    read_config,
+    separate_folders,
+)
 from raycurate.core.errors import ContractError
-from raycurate.encoders.loading import _TEXT_ENCODERS, stock_mirror
-from raycurate.finetune.backbones import ModelOptions, _leaves, layers_of, make_bidirectional, set_dropout
+from raycurate.encoders.loading import stock_model
+from raycurate.finetune.backbones import ModelOptions, layers_of, leaves, make_bidirectional, set_dropout
 from raycurate.finetune.lora import LoraOptions, add_adapters
 
 _OUTLINE, _GROUPED = "outline", "outline_grouped"
@@ -78,6 +84,10 @@ class Activations:
         return max(self.layers, default=0) if checkpointed else 0
 
 
+class OutlineError(ContractError):
+    """The model does not run without memory, so nothing is known of it before it is loaded."""
+
+
 class ModelOutline:
     """A checkpoint's transformer and heads without memory.
 
@@ -88,26 +98,28 @@ class ModelOutline:
     Raises:
         InputError: no config.json. ConfigError: adapters for layers that are not there.
         ContractError: transformers does not know the model, or it has no repeated layers.
+        OutlineError: it does not run without memory.
     """
 
     def __init__(self, folder: str, options: ModelOptions, lora: LoraOptions | None = None) -> None:
         self.options = options
+        separate = separate_folders(folder)
+        towers = 2 if separate or options.separate_encoders else 1
+        folder = separate.get("document", folder)
         with torch.device("meta"):
             self.body = _body(folder, options)
             heads = _heads(folder)
             if options.dropout is not None:
                 set_dropout(self.body, options.dropout)
             with _attending_as(self.body, _OUTLINE):
-                used = _leaves(self._states(1, 8))
+                used = leaves(self._states(1, 8))
             for parameter in self.body.parameters():
                 parameter.requires_grad_(id(parameter) in used)
             width, layers = _attention_width(self.body), layers_of(self.body)
             if lora is not None:
                 heads.requires_grad_(False)
                 self.body = add_adapters(self.body, lora, base=folder)
-        self.counts = _counted(
-            self.body, heads, layers, used, towers=2 if options.separate_encoders else 1, width=width
-        )
+        self.counts = _counted(self.body, heads, layers, used, towers=towers, width=width)
         self._fake = FakeTensorMode()
         _put_on_cpu(self.body, self._fake)
 
@@ -154,7 +166,10 @@ class ModelOutline:
 
     def _states(self, texts: int, length: int) -> Tensor:
         ids_BT = torch.zeros((texts, length), dtype=torch.int64)
-        states: Tensor = self.body(input_ids=ids_BT)[0]
+        try:
+            states: Tensor = self.body(input_ids=ids_BT)[0]
+        except RuntimeError as error:  # kernels that want values, as those of mixtures of experts
+            raise OutlineError(f"{type(self.body).__name__} does not run without memory ({error})") from error
         return states
 
 
@@ -184,22 +199,12 @@ def _counted(
 
 
 def _body(folder: str, options: ModelOptions) -> nn.Module:
-    import transformers
-
     inner = body_folder(folder)
-    mirror = stock_mirror(inner)
-    named = mirror.name if mirror is not None else inner
     try:
-        config = transformers.AutoConfig.from_pretrained(adapter_base(inner) or named)
-        auto: Any = transformers.AutoModel
-        if config.model_type in _TEXT_ENCODERS:
-            auto = transformers.AutoModelForTextEncoding
-        body: nn.Module = auto.from_config(config, dtype=getattr(torch, options.dtype))
+        stock = stock_model(inner)
+        body: nn.Module = stock.auto.from_config(stock.config, dtype=getattr(torch, options.dtype))
     except (ValueError, ImportError) as error:
         raise ContractError(f"transformers cannot build it ({error})", where=inner) from error
-    finally:
-        if mirror is not None:
-            mirror.cleanup()
     body.config.use_cache = False  # type: ignore[union-attr]
     if options.bidirectional or attention_of(read_config(inner)) == "bidirectional":
         make_bidirectional(body)

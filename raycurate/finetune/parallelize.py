@@ -10,24 +10,28 @@ move at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from raycurate.core.errors import CapacityError, ConfigError
 from raycurate.core.observe import get_logger
-from raycurate.finetune.backbones import layers_of
+from raycurate.finetune import streamed
+from raycurate.finetune.backbones import ModelOptions, layers_of
 from raycurate.finetune.collectives import world
-from raycurate.finetune.model import BiEncoder
+from raycurate.finetune.lora import LoraOptions
+from raycurate.finetune.model import BiEncoder, MustBeLoadedWholeError, empty_bi_encoder, load_bi_encoder
 from raycurate.finetune.options import TrainOptions
 
-_SHARE_OF_MEMORY = 0.5  # the rest is for activations, gathered layers and the libraries
+SHARE_OF_MEMORY = 0.5
+"""Of a device, what weights, gradients and optimiser of a copied model may take; the rest is for activations, gathered
+layers and the libraries."""
 
+_SHARDED = ("fsdp2", "hsdp")
 _log = get_logger(__name__)
 
 
@@ -55,27 +59,45 @@ class Parallel:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast)
 
-    def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The bi-encoder's state dict, tensor by tensor, each gathered from all ranks as it comes; every rank must
-        read it to the end."""
-        for name, held in self.encoder.state_dict().items():
-            # offloaded shards too are gathered on the device
-            whole = held.to(self.device).full_tensor() if hasattr(held, "full_tensor") else held
-            yield name, whole.detach()
+
+def load_to_spread(
+    folder: str, model: ModelOptions, options: TrainOptions, device: torch.device, *, lora: LoraOptions | None = None
+) -> BiEncoder:
+    """A bi-encoder for `parallelize`: one that will be sharded without memory for its weights, of which each rank
+    then reads its own part (streamed.py); any other, and one whose files need converting, whole.
+
+    Raises:
+        ConfigError, ContractError, InputError, CapacityError, MissingDependencyError: it cannot be trained so.
+    """
+    refuse_what_cannot_be(options)
+    if world()[1] == 1 or options.strategy == "ddp":
+        return load_bi_encoder(folder, model, lora=lora)
+    try:
+        encoder = empty_bi_encoder(folder, model, lora=lora)
+        strategy, _ = choose_strategy(training_bytes(encoder), options, world()[1], device_bytes(device))
+        if strategy in _SHARDED:
+            streamed.require_streamable(encoder)
+            return encoder
+    except MustBeLoadedWholeError as error:
+        _log.info("every rank loads the whole model: %s", error)
+    return load_bi_encoder(folder, model, lora=lora)
 
 
 def parallelize(encoder: BiEncoder, options: TrainOptions, device: torch.device) -> Parallel:
-    """Spread `encoder`, which is on the CPU, over the ranks of torch.distributed.
+    """Spread `encoder`, which is on the CPU or has no memory yet, over the ranks of torch.distributed.
 
     Raises:
         ConfigError: what is asked for cannot be.
+        ContractError: a model without memory cannot be filled, or not attend as its contract says.
         CapacityError: the ranks do not make a mesh.
     """
     refuse_what_cannot_be(options)
-    strategy, reason = choose_strategy(encoder, options, device)
+    strategy, reason = choose_strategy(training_bytes(encoder), options, world()[1], device_bytes(device))
     bfloat16 = torch.bfloat16 if options.precision == "bfloat16" else None
-    if strategy in ("fsdp2", "hsdp"):
+    if strategy in _SHARDED:
         _shard(encoder, options, device, strategy)
+        if streamed.is_empty(encoder):
+            streamed.fill(encoder, device, held_on=torch.device("cpu") if options.cpu_offload else device)
         return Parallel(encoder, encoder, strategy, reason, None, device)
     encoder.to(device)
     if strategy == "single":
@@ -93,7 +115,9 @@ def refuse_what_cannot_be(options: TrainOptions) -> None:
     """Raises ConfigError for the ways of spreading that a bi-encoder's training here does not have."""
     if options.tp_size > 1:
         raise ConfigError(
-            f"tp_size={options.tp_size}: a model is not split within its layers",
+            f"tp_size={options.tp_size}: a layer is not split over ranks, since each rank has questions of its own "
+            "(its batches, the negatives it gives the others, its dropout), and ranks that share a layer would need "
+            "the same",
             where="tensor parallelism",
             fix="Set tp_size=1; FSDP2 shards the same memory over the same ranks (strategy=fsdp2)",
         )
@@ -130,15 +154,13 @@ def _ranks_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", world()[1]))
 
 
-def choose_strategy(
-    encoder: nn.Module, options: TrainOptions, device: torch.device, *, memory: int | None = None
-) -> tuple[str, str]:
+def choose_strategy(needed: int, options: TrainOptions, ranks: int, memory: int | None) -> tuple[str, str]:
     """(strategy, a sentence that says why); `auto` copies a model whose training fits in half of a device's memory.
 
     Args:
-        memory: bytes of one rank's device; asked of the device when None.
+        needed: bytes of a whole copy in training (`training_bytes`).
+        memory: bytes of one rank's device; None where that is not known: everything then fits.
     """
-    ranks = world()[1]
     if options.strategy != "auto":
         if ranks == 1 and not (options.cpu_offload and dist.is_initialized()):
             return "single", f"strategy={options.strategy}: one rank has nothing to share"
@@ -147,8 +169,9 @@ def choose_strategy(
         return "fsdp2", "strategy=auto: fsdp2, which cpu_offload needs"
     if ranks == 1:
         return "single", "strategy=auto: one rank has nothing to share"
-    needed, memory = training_bytes(encoder), memory or device_bytes(device)
-    chosen = "ddp" if needed <= _SHARE_OF_MEMORY * memory else "fsdp2"
+    if memory is None:
+        return "ddp", "strategy=auto: ddp, as the memory of a rank is not known"
+    chosen = "ddp" if needed <= SHARE_OF_MEMORY * memory else "fsdp2"
     verb = "fit" if chosen == "ddp" else "do not fit"
     return chosen, (
         f"strategy=auto: {chosen}, as weights, gradients and optimiser ({needed / 2**30:.1f} GiB) {verb} in half of a "

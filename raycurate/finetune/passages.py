@@ -31,7 +31,8 @@ class PassageOptions:
     teacher_scores: bool = False
 
     def for_validation(self, eval_negative_size: int | None) -> Self:
-        """The first positive and `eval_negative_size` negatives (None: as many as in training), in every epoch.
+        """The first positive and `eval_negative_size` negatives (None: as many as in training), in every epoch;
+        a teacher has no part in it.
 
         Raises:
             ConfigError: a negative number.
@@ -39,7 +40,7 @@ class PassageOptions:
         if eval_negative_size is not None and eval_negative_size < 0:
             raise ConfigError(f"eval_negative_size={eval_negative_size} is negative", fix="Set it to 0 or more")
         wanted = self.n_passages if eval_negative_size is None else 1 + eval_negative_size
-        return replace(self, n_passages=wanted, cycle_positives=False)
+        return replace(self, n_passages=wanted, cycle_positives=False, teacher_scores=False)
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,15 @@ def plan_training(data: Prepared, options: TrainOptions, *, rank: int, ranks: in
     """How `rank` of `ranks` trains on `data`.
 
     Raises:
-        ConfigError: batch sizes that do not divide, too few questions, negatives that depend on the layout.
+        ConfigError: batch sizes that do not divide, too few questions, negatives that depend on the layout, a teacher
+            whose vectors are not there.
     """
+    if data.teacher_questions is None and any(part.kind == "embeddings" for part in options.distillation):
+        raise ConfigError(
+            "distillation from embeddings needs the teacher's vectors, and the data were prepared without a teacher",
+            where=data.folder,
+            fix="Name the teacher when preparing them (PrepareOptions.teacher)",
+        )
     size = optimise.global_batch(options, questions=len(data), ranks=ranks)
     listed = options.loss == "listed"
     local = options.local_batch_size if listed else None

@@ -32,10 +32,11 @@ from raycurate.data.corpus import Corpus, gather
 from raycurate.data.corpus_store import cache_folder, publish, staged
 from raycurate.data.training import TrainingData
 from raycurate.encoders.base import TokenBatch
-from raycurate.encoders.fetch import fetch_model
+from raycurate.encoders.fetch import fetch_encoder
 from raycurate.encoders.options import EncoderOptions
 from raycurate.finetune.known_positives import KnownPositives, document_keys, question_keys, text_keys
 from raycurate.finetune.passages import DocumentLists, PassageOptions, Passages, choose_passages
+from raycurate.finetune.teacher import Teacher, TeacherOptions
 from raycurate.finetune.tokens import CHUNK, TextTokens, check_lengths, open_tokens, padding_id, write_tokens
 
 PREPARED_VERSION = 1
@@ -51,6 +52,7 @@ class PrepareOptions:
     dataset_instructions: the instructions of each corpus's metadata and a space stand before its questions and
     passages, in place of the contract's prompts (nothing where the metadata has none), as in NeMo AutoModel.
     pad_token: see `tokens.padding_id`. cache_dir: see `corpus_store.cache_folder`.
+    teacher: also its vectors of all questions and documents.
     """
 
     passages: PassageOptions = field(default_factory=PassageOptions)
@@ -59,6 +61,7 @@ class PrepareOptions:
     dataset_instructions: bool = False
     pad_token: str | None = None
     cache_dir: str | None = None
+    teacher: TeacherOptions | None = None
 
 
 class Prepared:
@@ -71,6 +74,7 @@ class Prepared:
         question_keys: int64 [n]; document_keys, text_keys: int64 [documents]; known: `KnownPositives` of the questions.
         pad_id, positions: the id that pads a row; how many positions the model has, None without a limit.
         cut: how many questions and documents were longer than allowed.
+        teacher_questions, teacher_documents: a teacher's vectors, float32 [n, D] and [documents, D]; None without one.
 
     Raises (when opened):
         InputError: the folder is not on this machine.
@@ -102,6 +106,8 @@ class Prepared:
         self.pad_id: int = meta["pad_id"]
         self.positions: int | None = meta["positions"]
         self.cut: dict[str, int] = meta["cut"]
+        self.teacher_questions: np.ndarray | None = arrays.get("teacher_questions")
+        self.teacher_documents: np.ndarray | None = arrays.get("teacher_documents")
 
     def __len__(self) -> int:
         """Questions."""
@@ -148,13 +154,16 @@ def prepare(
         processes: see `tokens.write_tokens`.
 
     Raises:
-        ConfigError: lengths beyond the model's positions, no padding token.
-        InputError: questions without passages (see `choose_passages`), a text without a token.
+        ConfigError: lengths beyond the model's positions, no padding token; a teacher whose vectors are of another
+            kind than the model's, or that has to be run where no Ray is connected.
+        InputError: questions without passages (see `choose_passages`), a text without a token or without a teacher's
+            vector.
         RaycurateError: the cache cannot be written.
     """
     lengths = (options.query_max_length, options.passage_max_length)
-    positions = check_lengths(fetch_model(model), query_max_length=lengths[0], passage_max_length=lengths[1])
+    positions = check_lengths(fetch_encoder(model), query_max_length=lengths[0], passage_max_length=lengths[1])
     pad_id = padding_id(model, options.pad_token)
+    teacher = None if options.teacher is None else Teacher.of(options.teacher, contract)
     maker = _Maker(
         data=data,
         passages=choose_passages(data, options.passages),
@@ -166,6 +175,7 @@ def prepare(
     meta = {"passages": asdict(options.passages), "pad_id": pad_id, "positions": positions}
     versions = package_versions("tokenizers", "transformers")
     how = [PREPARED_VERSION, versions, contract.tokenizer, maker.prefixes, lengths, meta]
+    how += [] if teacher is None else [teacher.identity]
     target = cache_folder(options.cache_dir) / "tokens" / fingerprint([*how, _data_fingerprint(data)])
     if target.is_dir():
         return Prepared(str(target))
@@ -174,6 +184,8 @@ def prepare(
             with staged(target) as temporary:
                 cut = maker.write_texts(temporary)
                 maker.write_arrays(temporary)
+                if teacher is not None:
+                    teacher.write(temporary, data, maker.passages)
                 (temporary / "meta.json").write_text(json.dumps(meta | {"cut": cut}))
                 publish(temporary, target)
     return Prepared(str(target))

@@ -1,146 +1,132 @@
-"""What a training tells the outside, from a Ray Train worker: numbers, and checkpoints that are whole or not there.
+"""What a training tells the outside, from a Ray Train worker, and what the outside tells it.
 
 A checkpoint goes to its final place directly and Ray Train is told of it afterwards, by a folder with one file that
 names it: which checkpoints exist is then decided by their own records (checkpoints.py), so the one that was made last
 is found again even where the report of it was lost with the controller, and a second run name does not hide it.
+
+Reports are made by the thread that trains, in the order of the checkpoints: Ray Train's own collectives are counted,
+and a second thread would upset the count.
 """
 
 from __future__ import annotations
 
-import errno
+import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raycurate.core import storage
-from raycurate.core.errors import RaycurateError
 from raycurate.core.observe import get_logger
-from raycurate.finetune.checkpoints import CheckpointStore, Keep, checkpoint_name
+from raycurate.finetune.beside import Beside, gloo_group
+from raycurate.finetune.checkpoints import POINTER
+from raycurate.finetune.collectives import max_over_ranks, world
+from raycurate.finetune.writing import Maker, Saved, Write
 
 if TYPE_CHECKING:
     from raycurate.finetune.logs import Logs
 
-POINTER = "checkpoint.txt"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ASK_EVERY_S = float(os.environ.get("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "5"))  # as often as Ray Train itself looks
 
 log = get_logger(__name__)
 
 
 class RayReporter:
-    """The loop's Reporter over Ray Train.
+    """The loop's Reporter over Ray Train. Every rank makes one at the same place.
 
     Args:
-        store: where the checkpoints go.
-        run: name of the training, written into their records.
-        keep: which stay; None leaves all models until the training has ended, and drops the states of older ones.
+        maker: makes the checkpoints.
         logs: what takes the metrics; None on all ranks but the first.
-        validate: ask Ray Train to validate each checkpoint beside the training.
+        beside: the thread that writes them; None: they are written within the step.
     """
 
-    def __init__(
-        self, store: CheckpointStore, run: str, keep: Keep, *, logs: Logs | None, validate: bool = False
-    ) -> None:
-        self._store, self._run, self._keep = store, run, keep
-        self._logs, self._validate = logs, validate
-        self._rank = _rank()
+    def __init__(self, maker: Maker, *, logs: Logs | None, beside: Beside | None = None) -> None:
+        self.beside = beside
+        self._maker, self._logs = maker, logs
+        self._group = gloo_group()  # the loop's own: the thread beside it has another
+        self._untold: Saved | None = None
+        self._asked = time.monotonic()
+        self._leaving: list[str] = []
 
     def log(self, metrics: dict[str, float]) -> None:
         """Rank 0's metrics to the logs."""
         if self._logs is not None:
             self._logs.log(metrics)
 
-    def save(self, metrics: dict[str, float], *, epoch: int, step: int, write: Callable[[str], None]) -> None:
-        """Make a checkpoint of what all ranks write; returns when it is whole.
+    def save(self, saved: Saved, write: Write) -> None:
+        """Make a checkpoint of what all ranks write; returns when it is whole, or is being written beside the training.
+
+        Raises:
+            RaycurateError: the storage is full or cannot be written, now or for the checkpoint before.
+        """
+        self.settle()
+        self._untold = saved
+        if self.beside is None:
+            self._maker.make(saved, write)
+            self.settle()
+        else:
+            self.beside.start(lambda: self._maker.make(saved, write))
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is whole, and tell Ray Train of it.
 
         Raises:
             RaycurateError: the storage is full or cannot be written.
         """
-        name = checkpoint_name(epoch, step)
-        target = self._store.path(name)
-        with _explained(target):
-            if self._rank == 0:
-                self._store.clear(name)
-            _barrier()
-            self._write(target, write)
-            _barrier()
-            if self._rank == 0:
-                self._store.commit(epoch, step, metrics, self._run)
-                if self._validate:
-                    self._store.drop_states(self._keep)
-                else:
-                    self._store.prune(self._keep)
-        self._tell(name, {**metrics, "epoch": epoch, "step": step})
-
-    def _write(self, target: str, write: Callable[[str], None]) -> None:
-        """Straight to its place where that is a folder; else through a local one, each rank its own files."""
-        if not storage.is_remote(target):
-            write(target)
+        saved, self._untold = self._untold, None
+        if saved is None:
             return
-        with tempfile.TemporaryDirectory(prefix="raycurate-checkpoint-") as folder:
-            write(folder)
-            upload(folder, target)
+        if self.beside is not None:
+            self.beside.settle()
+        self._tell(saved)
 
-    def _tell(self, name: str, metrics: dict[str, float]) -> None:
+    def after_step(self) -> bool:
+        """Settle a checkpoint that is written; whether to make one now, because a node is to go.
+
+        Raises:
+            RaycurateError: it could not be written.
+        """
+        over = self.beside is not None and self.beside.over
+        due = world()[0] == 0 and time.monotonic() - self._asked >= _ASK_EVERY_S
+        over, due = self._anywhere(over, due)
+        if over:
+            self.settle()
+        return due and self._is_leaving()
+
+    def _anywhere(self, *said: bool) -> list[bool]:
+        """What any rank says, so that all do the same: each of them waits for the others in what follows."""
+        import torch
+
+        return [bool(value) for value in max_over_ranks(torch.tensor(said, dtype=torch.int32), self._group).tolist()]
+
+    def _is_leaving(self) -> bool:
+        """Whether Ray says, for the first time, that nodes of this training will be taken away."""
         from ray import train
 
-        if self._rank != 0:
-            train.report(metrics)
+        self._asked = time.monotonic()
+        told = train.get_preemption_info()
+        nodes = [] if told is None else told.preempted_node_ids
+        new = [node for node in nodes if node not in self._leaving]
+        self._leaving += new
+        if new and world()[0] == 0:
+            log.warning("finetune: %s nodes of this training will be taken away: a checkpoint is made now", len(new))
+        return bool(new)
+
+    def _tell(self, saved: Saved) -> None:
+        from ray import train
+
+        metrics = {**saved.metrics, "epoch": saved.epoch, "step": saved.step}
+        later = train.CheckpointUploadMode.ASYNC
+        if world()[0] != 0:
+            train.report(metrics, checkpoint_upload_mode=later)
             return
-        with tempfile.TemporaryDirectory(prefix="raycurate-report-") as folder:
-            Path(folder, POINTER).write_text(f"{name}\n", encoding="utf-8")
-            made = train.Checkpoint.from_directory(folder)
-            train.report(metrics, checkpoint=made, checkpoint_dir_name=name, validation=self._validate)
-
-
-def upload(folder: str, target: str) -> None:
-    """Copy the files of a local folder to an object store, in chunks, keeping what is there of other ranks."""
-    import shutil
-
-    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
-        found, inner = storage.filesystem(storage.join(target, *path.relative_to(folder).parts))
-        if storage.scheme_of(target) != "s3":  # where folders are but prefixes
-            found.create_dir(inner.rpartition("/")[0], recursive=True)
-        with path.open("rb") as source, found.open_output_stream(inner, compression=None) as out:
-            shutil.copyfileobj(source, out, 16 * 2**20)
-
-
-def _rank() -> int:
-    from ray import train
-
-    return train.get_context().get_world_rank()
-
-
-def _barrier() -> None:
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()
-
-
-@contextmanager
-def _explained(target: str) -> Iterator[None]:
-    """Errors of the storage as the user's to put right, also those that torch's checkpointing collected."""
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    try:
-        yield
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    except CheckpointException as error:  # it is no Exception, and holds one (and its stack) for each rank that failed
-        causes = [failure[0] for failure in error.failures.values()]
-        found = next((cause for cause in causes if isinstance(cause, OSError)), None)
-        if found is None:
-            raise RuntimeError(f"the checkpoint {target} could not be written: {error}") from error
-        raise _unwritable(target, found) from error
-
-
-def _unwritable(target: str, error: OSError) -> RaycurateError:
-    if error.errno in _FULL:
-        return RaycurateError(
-            "the storage is full",
-            where=target,
-            fix="Free some space, or keep fewer checkpoints (keep_last, keep_best); then give the same command again",
+        folder = tempfile.mkdtemp(prefix="raycurate-report-")  # Ray Train deletes it
+        Path(folder, POINTER).write_text(f"{saved.name}\n", encoding="utf-8")
+        made = train.Checkpoint.from_directory(folder)
+        measure = self._maker.measured_later and not saved.interim
+        train.report(
+            metrics,
+            checkpoint=made,
+            checkpoint_dir_name=saved.name,
+            checkpoint_upload_mode=later,
+            validation=measure,
         )
-    return RaycurateError(f"it cannot be written ({error})", where=target, fix="Check the path and its permissions")

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raycurate.core import storage
 from raycurate.core.cluster import capacity, check_plan, environment_versions, require_ray
@@ -33,58 +32,24 @@ from raycurate.core.manifest import (
 from raycurate.core.observe import Clock, get_logger
 from raycurate.data.training import read_training_data
 from raycurate.data.training_files import find_files, parse_sources
+from raycurate.finetune.base_eval import measure_base
 from raycurate.finetune.checkpoints import CONSOLIDATED, STATE, Checkpoint, CheckpointStore
 from raycurate.finetune.config import ALGORITHM_VERSION, FinetuneConfig
 from raycurate.finetune.driver import CHECKPOINTS, RUN_RECORD, Job, fit, layout, steps_of, worker_memory
 from raycurate.finetune.logs import FILE as LOG_FILE
-from raycurate.finetune.worker import make_prepared
+from raycurate.finetune.result import FinetuneResult
+from raycurate.finetune.teacher import TEACHER, Teacher
+from raycurate.finetune.worker import make_prepared, resume_place
+
+if TYPE_CHECKING:
+    from raycurate.core.contract import EmbeddingContract
 
 log = get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class FinetuneResult:
-    """Where the checkpoints lie and what their manifest says."""
-
-    output: str
-    manifest: Manifest
-    skipped: bool = False
-
-    @property
-    def store(self) -> CheckpointStore:
-        return CheckpointStore(storage.join(self.output, CHECKPOINTS))
-
-    @property
-    def best(self) -> str:
-        """The best model's folder or URI, which transformers and sentence-transformers load."""
-        return storage.join(self.output, CHECKPOINTS, self.manifest.settings["best"], CONSOLIDATED)
-
-    @property
-    def latest(self) -> str:
-        """The last model's."""
-        return storage.join(self.output, CHECKPOINTS, self.manifest.settings["latest"], CONSOLIDATED)
-
-    def summary(self) -> str:
-        """Questions, steps, the best checkpoint with its metrics, seconds."""
-        counts, settings = self.manifest.counts, self.manifest.settings
-        metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(settings["metrics"].items()))
-        by = f"by {settings['metric']}" if settings["metric"] else "the last"
-        early = ", stopped early" if counts["stopped_early"] else ""
-        seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.manifest.timings.items())
-        return "\n".join(
-            [
-                f"questions {counts['questions']:,}  validation {counts['validation_questions']:,}",
-                f"trained   {counts['steps']:,} steps, {counts['epochs']} epochs{early}, {counts['workers']} workers",
-                f"best      {settings['best']} ({by}): {metrics or 'nothing was measured'}",
-                f"seconds   {seconds}",
-                f"model     {self.best}",
-            ]
-        )
-
-
 def stage_key(config: FinetuneConfig) -> StageKey:
     """What decides the result: the data's files, the model, the options that affect it."""
-    from raycurate.encoders.fetch import fetch_model
+    from raycurate.encoders.fetch import fetch_encoder
     from raycurate.finetune.backbones import training_contract
 
     entries = []
@@ -97,13 +62,21 @@ def stage_key(config: FinetuneConfig) -> StageKey:
     if config.dev is not None:
         names = ("corpus.jsonl", "queries.jsonl", "qrels/dev.tsv")
         entries += [entry for name in names for entry in storage.list_files(storage.join(config.dev, name))]
-    contract = training_contract(fetch_model(config.encoder_options()), config.model_options())
+    contract = training_contract(fetch_encoder(config.encoder_options()), config.model_options())
     return StageKey(
         stage="finetune",
         algorithm_version=ALGORITHM_VERSION,
-        input_fingerprint=fingerprint([listing_fingerprint(entries), contract.identity()]),
+        input_fingerprint=fingerprint(
+            [listing_fingerprint(entries), contract.identity(), *_teachers(config, contract)]
+        ),
         options=config.result_keys(),
     )
+
+
+def _teachers(config: FinetuneConfig, student: EmbeddingContract) -> list[str]:
+    """What the vectors are that the training follows, if it follows any."""
+    options = config.teacher_options()
+    return [] if options is None else [Teacher.of(options, student).identity]
 
 
 def state(config: FinetuneConfig) -> str:
@@ -161,12 +134,16 @@ def finetune(train: Any, model: str, output: str, **options: Any) -> FinetuneRes
         train: training data: a file, a folder, hf://..., or a list of them.
         options: any option of `raycurate finetune` (`raycurate finetune --help`).
 
+    Returns:
+        The finished training: `.best` is the path of the model to use, `.metrics` what was measured of it, `.losses`
+        the loss of each step. The same call again returns it at once; one that was stopped goes on.
+
     Raises:
         RaycurateError: an option, the data, the model or the cluster cannot be used.
     """
-    require_ray("finetune")
+    require_ray("rc.finetune")
     values = {**options, "train": train, "model": model, "output": output}
-    return run(FinetuneConfig.parse(values, where="finetune"))
+    return run(FinetuneConfig.parse(values, where="rc.finetune"))
 
 
 def run(config: FinetuneConfig) -> FinetuneResult:
@@ -193,6 +170,7 @@ def run(config: FinetuneConfig) -> FinetuneResult:
     refuse_what_cannot_be(options)
     train_data, val_data = make_prepared(config)
     steps = steps_of(train_data, options, plan)
+    _refuse_what_is_over(config, steps)
     clock.lap("prepare")
     job = Job(
         config=config.absolute(),
@@ -204,12 +182,16 @@ def run(config: FinetuneConfig) -> FinetuneResult:
         versions=environment_versions(),
     )
     log.info("finetune: %s questions, %s; run %s", f"{len(train_data):,}", plan.describe(), job.run)
+    before = measure_base(job.config)
+    if before:
+        clock.lap("base")
     trained = fit(job)
     clock.lap("train")
     best = job.store.choose_best(config.metric)
     job.store.prune(job.keep)
     clock.lap("choose")
     manifest = _manifest(job, key, best, clock)
+    manifest.settings["base_metrics"] = before
     manifest.counts |= {
         "questions": len(train_data),
         "validation_questions": len(val_data) if val_data is not None else 0,
@@ -220,6 +202,24 @@ def run(config: FinetuneConfig) -> FinetuneResult:
     }
     commit(config.output, manifest)
     return FinetuneResult(config.output, manifest)
+
+
+def _refuse_what_is_over(config: FinetuneConfig, steps: int) -> None:
+    """Look at the checkpoint that `resume` names before anything of the output is deleted for it.
+
+    Raises:
+        InputError: it is no whole checkpoint with a state.
+        ConfigError: no step is left to do from there.
+    """
+    own = CheckpointStore(storage.join(config.output, CHECKPOINTS))
+    place = resume_place(config, own)
+    if place is None or place[0].folder == own.folder or place[1].step < steps:
+        return
+    raise ConfigError(
+        f"this checkpoint is of step {place[1].step}, and the training has {steps}: there is nothing left to do",
+        where=f"resume={config.resume}",
+        fix="Raise num_epochs or max_steps, or start from its model: model=.../" + CONSOLIDATED + " resume=auto",
+    )
 
 
 def begin(config: FinetuneConfig, key: StageKey) -> str:
@@ -253,12 +253,21 @@ def begin(config: FinetuneConfig, key: StageKey) -> str:
                 where=f"{name}={place}",
                 fix="Use another output folder",
             )
-    for path in (MANIFEST, CHECKPOINTS, LOG_FILE, STAGING):
+    for path in (MANIFEST, CHECKPOINTS, LOG_FILE, *_staged(config)):
         storage.delete(storage.join(config.output, path))
     # Ray Train goes on by itself with whatever has the same name, so a new training gets a new one.
     made = f"finetune-{key.fingerprint()}" + (f"-{uuid.uuid4().hex[:8]}" if config.resume == "never" else "")
     storage.write_text(record, json.dumps({"run": made, "key": key.model_dump(mode="json")}, indent=2) + "\n")
     return made
+
+
+def _staged(config: FinetuneConfig) -> list[str]:
+    """What is in the staging but a teacher's vectors, which this training has just made there."""
+    staging = storage.join(config.output, STAGING)
+    if config.teacher_options() is None or not storage.exists(staging):
+        return [STAGING]
+    entries = (e.path[len(storage.normalise(staging)) + 1 :] for e in storage.list_files(staging))
+    return [storage.join(STAGING, name) for name in {e.partition("/")[0] for e in entries} if name != TEACHER]
 
 
 def _manifest(job: Job, key: StageKey, best: Checkpoint, clock: Clock) -> Manifest:

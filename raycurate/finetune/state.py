@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from torch import Tensor, nn
 from raycurate.core import storage
 from raycurate.core.errors import InputError
 from raycurate.finetune.collectives import world
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 FILE = "progress.json"
 STATE_VERSION = 1
@@ -43,19 +46,23 @@ class Progress:
     identity: dict[str, Any] = field(default_factory=dict)
 
 
-def save(folder: str, model: nn.Module, optimizer: torch.optim.AdamW, progress: Progress) -> None:
+def save(folder: str, tensors: Mapping[str, Tensor], progress: Progress, group: ProcessGroup | None = None) -> None:
     """Write this rank's part into `folder`, which is local; every rank calls it, each with a folder of its own or all
     with one. The parts of all ranks, in one folder, are the checkpoint.
 
+    Args:
+        tensors: as `tensors` gives them, or copies of those.
+        group: what the ranks agree by on who writes what; all ranks' by default.
+
     Raises:
-        OSError: it cannot be written (no space, no permission).
+        CheckpointException: it cannot be written (no space, no permission), with the error of each rank.
     """
     import torch.distributed.checkpoint as dcp
 
     Path(folder).mkdir(parents=True, exist_ok=True)
-    tensors = _tensors(model, optimizer, progress.step)
+    writer, alone = dcp.FileSystemWriter(folder), world()[1] == 1
     with _alone_without_a_warning():
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder), no_dist=world()[1] == 1)
+        dcp.save(dict(tensors), storage_writer=writer, process_group=group, no_dist=alone)
     if world()[0] == 0:
         written = asdict(progress) | {"version": STATE_VERSION, "ranks": world()[1]}
         storage.write_text(storage.join(folder, FILE), json.dumps(written, indent=2))
@@ -77,9 +84,9 @@ def load(folder: str, model: nn.Module, optimizer: torch.optim.AdamW, identity: 
     if differing:
         said = ", ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in differing.items())
         raise InputError(f"this is the state of another training: {said}", where=folder, fix="Set resume=never")
-    tensors = _tensors(model, optimizer, found.step, fresh=True)
+    wanted = tensors(model, optimizer, found.step, fresh=True)
     reader = dcp.FileSystemReader(folder)
-    missing = sorted(set(tensors) - set(_names(reader, folder)))
+    missing = sorted(set(wanted) - set(_names(reader, folder)))
     if missing:
         raise InputError(
             f"this state lacks {len(missing)} tensors of the model: {', '.join(missing[:3])}",
@@ -88,7 +95,7 @@ def load(folder: str, model: nn.Module, optimizer: torch.optim.AdamW, identity: 
         )
     try:
         with _alone_without_a_warning():
-            dcp.load(tensors, storage_reader=reader, no_dist=world()[1] == 1)
+            dcp.load(wanted, storage_reader=reader, no_dist=world()[1] == 1)
     except (dcp.api.CheckpointException, RuntimeError, ValueError, OSError) as error:
         raise InputError(f"this state cannot be loaded ({error})", where=folder, fix="Set resume=never") from error
     for param in _trained(model).values():  # a tensor subclass is loaded in place, and so seen by the model
@@ -136,17 +143,22 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
     return {name.removeprefix("module."): parameter for name, parameter in named if parameter.requires_grad}
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.AdamW, step: int, *, fresh: bool = False) -> dict[str, Tensor]:
-    """Weights and moments by name. fresh: give the optimiser moments to load into."""
-    tensors: dict[str, Tensor] = {}
+def tensors(model: nn.Module, optimizer: torch.optim.AdamW, step: int, *, fresh: bool = False) -> dict[str, Tensor]:
+    """The trained weights and their moments by name, as they lie on this rank.
+
+    Args:
+        step: steps done; before the first there are no moments.
+        fresh: give the optimiser moments to load into.
+    """
+    named: dict[str, Tensor] = {}
     for name, parameter in _trained(model).items():
-        tensors[f"model.{name}"] = parameter.detach()
-        if not step:  # no step, no moments yet
+        named[f"model.{name}"] = parameter.detach()
+        if not step:
             continue
         if fresh:
             on = parameter.device if optimizer.defaults["fused"] else torch.device("cpu")
             moments = {key: torch.zeros_like(parameter, requires_grad=False) for key in _MOMENTS}
             optimizer.state[parameter] = {"step": torch.tensor(0.0, device=on), **moments}
         for key in _MOMENTS:
-            tensors[f"optimizer.{key}.{name}"] = optimizer.state[parameter][key]
-    return tensors
+            named[f"optimizer.{key}.{name}"] = optimizer.state[parameter][key]
+    return named

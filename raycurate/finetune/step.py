@@ -79,7 +79,8 @@ class Stepper:
         return {role for role in roles if not any(p.requires_grad for p in encoder.tower(role).parameters())}
 
     def _loss(self, batch: Batch, queries: Vectors, passages: Vectors) -> Tensor:
-        loss_Q = self.objective(queries, passages, Targets(batch.keys, batch.real_Q, batch.teacher_QN))
+        teacher = (batch.teacher_QN, batch.teacher_queries_QD, batch.teacher_passages_PD)
+        loss_Q = self.objective(queries, passages, Targets(batch.keys, batch.real_Q, *teacher))
         total = reduce(loss_Q, batch.real_Q).total
         with torch.no_grad():
             self._note(batch, loss_Q, queries, passages)

@@ -99,9 +99,9 @@ def padding_id(options: EncoderOptions, pad_token: str | None = None) -> int:
     """
     from transformers import AutoTokenizer
 
-    from raycurate.encoders.fetch import fetch_model
+    from raycurate.encoders.fetch import fetch_encoder
 
-    folder = body_folder(fetch_model(options))
+    folder = body_folder(fetch_encoder(options))
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
     wanted = tokenizer.eos_token if pad_token == "eos" else pad_token
     if pad_token is not None:

@@ -8,6 +8,8 @@ the whole for each.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,18 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raycurate.encoders.packed import (
-    _UNSUPPORTED,
     Layout,
     PackedUnsupportedError,
-    _varlen,
-    _window_mask,
+    checked,
     least_cosine,
     position_offset,
     positions,
     probe_lengths,
+    varlen,
+    window_mask,
 )
 
 NAME = "unpadded"
+States = Callable[[Tensor, Tensor], Tensor]
 _SAME = {torch.float32: 0.9999, torch.bfloat16: 0.99, torch.float16: 0.999}
 
 
@@ -55,22 +58,18 @@ def attention(
     Raises:
         PackedUnsupportedError: the model did not pass the layout on, or asks for more than windowed softmax attention.
     """
-    extras = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
-    if layout is None or extras or attention_mask is not None:
-        raise PackedUnsupportedError(f"its attention needs {extras}" if extras else "it does not pass the layout on")
-    if sliding_window is not None and sliding_window >= layout.longest:
-        sliding_window = None
+    layout, sliding_window = checked(layout, attention_mask, sliding_window, kwargs)
     if query.is_cuda:
         if dropout:
             raise PackedUnsupportedError("variable-length attention on CUDA has no dropout")
-        return _varlen((query, key, value), scaling, sliding_window, layout), None
+        return varlen((query, key, value), scaling, sliding_window, layout), None
     sizes = [count * length for _, count, length in layout.groups]
     out = []
     for (_, count, length), *qkv in zip(
         layout.groups, *(tensor[0].split(sizes, 1) for tensor in (query, key, value)), strict=True
     ):
         q, k, v = (part.unflatten(1, (count, length)).transpose(0, 1) for part in qkv)
-        mask = _window_mask(length, sliding_window, layout.causal)
+        mask = window_mask(length, sliding_window, layout.causal)
         attended = functional.scaled_dot_product_attention(
             q,
             k,
@@ -100,12 +99,17 @@ def unpad(input_ids_BT: Tensor, mask_BT: Tensor, *, causal: bool, offset: int) -
     return {"input_ids": ids[None], "position_ids": places[None], "layout": layout}, lengths_B, order_B
 
 
-def use(body: nn.Module, *, causal: bool, max_length: int) -> None:
+def use(body: nn.Module, *, causal: bool, max_length: int, states: States | None = None) -> None:
     """Make `body` run unpadded from now on.
+
+    Args:
+        states: how to run it: (int64 ids [B, T], bool mask [B, T]) -> its hidden states, padded [B, T, H] or, once it
+            runs unpadded, [1, tokens, H] in the order of `unpad`. By default it is called here.
 
     Raises:
         PackedUnsupportedError: its states are then not those of the padded model.
     """
+    states = states or functools.partial(_states, body, causal)
     config: Any = body.config
     text = config.get_text_config()
     window = getattr(text, "sliding_window", None)
@@ -119,13 +123,25 @@ def use(body: nn.Module, *, causal: bool, max_length: int) -> None:
         ids_BT[~mask_BT] = text.pad_token_id
     register()
     with torch.no_grad():
-        padded = body(input_ids=ids_BT, attention_mask=mask_BT.long())[0]
+        padded = states(ids_BT, mask_BT)
         body.set_attn_implementation(NAME)  # type: ignore[operator]
-        inputs, _, order = unpad(ids_BT, mask_BT, causal=causal, offset=position_offset(body))
+        if config._attn_implementation != NAME:
+            raise PackedUnsupportedError("its attention cannot be replaced")
         try:
-            got = body(**inputs)[0][0]
+            got = states(ids_BT, mask_BT)[0]
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
             raise PackedUnsupportedError(f"the model cannot run unpadded ({error})") from error
-    cosine = least_cosine(got, padded[order][mask_BT[order]])
+    order_B = mask_BT.sum(1).sort(stable=True).indices
+    cosine = least_cosine(got, padded[order_B][mask_BT[order_B]])
     if not cosine >= _SAME[got.dtype]:
         raise PackedUnsupportedError(f"unpadded and padded states agree to a cosine of {cosine:.6f} only")
+
+
+def _states(body: nn.Module, causal: bool, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    config: Any = body.config
+    if config._attn_implementation != NAME:
+        padded: Tensor = body(input_ids=ids_BT, attention_mask=mask_BT.long())[0]
+        return padded
+    inputs, _, _ = unpad(ids_BT, mask_BT, causal=causal, offset=position_offset(body))
+    unpadded: Tensor = body(**inputs)[0]
+    return unpadded

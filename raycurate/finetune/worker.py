@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,9 @@ from raycurate.finetune.checkpoints import STATE, Checkpoint, CheckpointStore
 from raycurate.finetune.config import FinetuneConfig
 from raycurate.finetune.driver import RUN_RECORD, Job
 from raycurate.finetune.logs import Logs, open_logs
-from raycurate.finetune.reporting import RayReporter
 
 if TYPE_CHECKING:
+    from raycurate.finetune.beside import Beside
     from raycurate.finetune.loop import Trained
     from raycurate.finetune.prepared import Prepared
 
@@ -41,6 +42,8 @@ def work(told: dict[str, Any]) -> Trained | None:
 
     from raycurate.encoders.fetch import fetch_model
     from raycurate.finetune.loop import train
+    from raycurate.finetune.reporting import RayReporter
+    from raycurate.finetune.writing import Maker
 
     job: Job = told["job"]
     config = job.config
@@ -59,19 +62,29 @@ def work(told: dict[str, Any]) -> Trained | None:
         _use_the_cores(ray_train.get_context().get_local_world_size())
     rank = ray_train.get_context().get_world_rank()
     with _state_to_resume(job) as (state, step), _logs(job, rank, step) as logs:
-        keeper = RayReporter(job.store, job.run, job.keep, logs=logs, validate=config.dev is not None)
+        beside = _beside(job)
+        group = None if beside is None else beside.group
+        maker = Maker(job.store, job.run, job.keep, measured_later=config.dev is not None, group=group)
+        reporter = RayReporter(maker, logs=logs, beside=beside)
         done = train(
             model_folder,
             config.model_options(),
             train_data,
             config.train_options(cuda=job.layout.gpus > 0),
-            keeper,
+            reporter,
             lora=config.lora_options(),
             val_data=val_data,
             resume_from=state,
             device=device,
         )
     return done if rank == 0 else None
+
+
+def _beside(job: Job) -> Beside | None:
+    """The thread that writes checkpoints while the steps go on, where that is wanted."""
+    from raycurate.finetune.beside import Beside
+
+    return Beside(timedelta(minutes=job.config.timeout_minutes)) if job.writes_beside else None
 
 
 def _use_the_cores(workers: int) -> None:
@@ -96,12 +109,12 @@ def make_prepared(config: FinetuneConfig) -> tuple[Prepared, Prepared | None]:
         RaycurateError: everything that is wrong with the data, or the model that they are tokenised for.
     """
     from raycurate.data.training import read_training_data
-    from raycurate.encoders.fetch import fetch_model
+    from raycurate.encoders.fetch import fetch_encoder
     from raycurate.finetune.backbones import training_contract
     from raycurate.finetune.prepared import prepare
 
     encoder = config.encoder_options()
-    contract = training_contract(fetch_model(encoder), config.model_options())
+    contract = training_contract(fetch_encoder(encoder), config.model_options())
     made = []
     for sources, validation in ((config.train, False), (config.val, True)):
         if sources is None:
@@ -160,8 +173,15 @@ def resume_place(config: FinetuneConfig, own: CheckpointStore) -> tuple[Checkpoi
         InputError: what `resume` names is no whole checkpoint with a state.
     """
     latest = own.latest()
-    if latest is not None:
-        return own, latest
+    return named_place(config) if latest is None else (own, latest)
+
+
+def named_place(config: FinetuneConfig) -> tuple[CheckpointStore, Checkpoint] | None:
+    """The checkpoint that `resume` names, None where it names none.
+
+    Raises:
+        InputError: it is no whole checkpoint with a state.
+    """
     if config.resume in ("auto", "never"):
         return None
     folder, _, name = storage.normalise(config.resume).rpartition("/")

@@ -150,3 +150,21 @@ def test_s3_options_in_the_path_itself(s3: str) -> None:
     assert entry.path == f"{s3}/{folder}/a.txt{options}"
     assert storage.read_text(entry.path) == "x"
     assert storage.list_files(f"{s3}/{folder}/*.txt{options}") == [entry]
+
+
+def test_a_path_that_is_not_there_is_told_with_what_is_beside_it(tmp_path: Path) -> None:
+    for name in ("corpus.jsonl", "queries.jsonl", ".hidden"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(InputError, match=rf"Did you mean {tmp_path}/corpus\.jsonl\?"):
+        storage.list_files(str(tmp_path / "corpsu.jsonl"))
+    with pytest.raises(InputError, match=rf"In {tmp_path}: corpus\.jsonl, queries\.jsonl$"):
+        storage.list_files(str(tmp_path / "x"))
+    with pytest.raises(InputError, match=rf"There is no folder {tmp_path}/y either"):
+        storage.list_files(str(tmp_path / "y" / "x"))
+
+
+def test_a_folder_that_cannot_be_made_is_the_users_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for write in (lambda path: storage.write_text(path, "x"), storage.make_dir):
+        with pytest.raises(RaycurateError, match=rf"{tmp_path}/file/a/b: its folder cannot be made .*permissions"):
+            write(str(tmp_path / "file" / "a" / "b"))

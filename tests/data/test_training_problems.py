@@ -191,7 +191,13 @@ def test_negatives_when_they_are_needed(corpus, tmp_path):
     path = str(tmp_path / "a.json")
     write_corpus_id_json(path, {"path": "./corpus"}, [row(question_id="a"), row(question_id="b", neg_doc=[])])
     assert len(read_training_data(path)) == 2
-    assert said_of(path, require_negatives=True) == f"{path}:5: 'neg_doc' is empty, negatives are needed"
+    said = said_of(path, require_negatives=True)
+    assert said.startswith(f"{path}:5: 'neg_doc' is empty, negatives are needed. Mine them")
+    write_corpus_id_json(path, {"path": "./corpus"}, [row(question_id=name, neg_doc=[]) for name in "abc"])
+    said = said_of(path, require_negatives=True)
+    assert "has 3 problems" in said and said.count("Mine them") == 1  # what to do stands once, at the end
+    with pytest.raises(InputError, match=r"no such file or folder\. Did you mean .*/a\.json\?"):
+        read_training_data(str(tmp_path / "aa.json"))
 
 
 def test_what_json_cannot_carry_is_not_written(tmp_path):

@@ -51,6 +51,23 @@ def save_family(folder: Path, family: str) -> str:
     return str(folder)
 
 
+def save_mistral3(folder: Path, *, head: bool) -> Any:
+    """A random model for images and text of Ministral's kind in `folder`, and that model."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, Mistral3Model
+
+    size = save_tokenizer(folder, bert_like=False, length=64)
+    vision = {
+        "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "head_dim": 8, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    text = {"model_type": "ministral3", "vocab_size": size, **_COMMON, **_GROUPED, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    config = Mistral3Config(vision_config=vision, text_config=text, image_token_index=3)
+    model = (Mistral3ForConditionalGeneration if head else Mistral3Model)(config)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
 def batch_of(model: BiEncoder, texts: list[str], role: str, *, left: int = 0, right: int = 0) -> Batch:
     """`texts` as the model's tower reads them, with so many columns of padding on each side."""
     tower = model.tower(role)

@@ -119,6 +119,36 @@ def test_models_outlive_their_states(store: CheckpointStore) -> None:
     assert not Path(store.path("epoch_0_step_1"), "state").exists()
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_what_was_made_out_of_turn_is_gone_with_the_next(store: CheckpointStore, later: bool) -> None:
+    """It is what to go on from while it is the newest, and never one of those to choose from."""
+
+    def tidy() -> None:
+        store.drop_states(keep) if later else store.prune(keep)
+
+    keep = Keep(last=2, best=1, metric="val_mrr")
+    _save(store, 0, 1, val_mrr=0.9)
+    _save(store, 0, 2, val_mrr=0.1)
+    _fill(store, 0, 3)
+    store.commit(0, 3, {"loss": 1.0}, "run", interim=True)
+    tidy()
+    assert [c.step for c in store.all()] == [1, 2, 3]
+    latest = store.latest()
+    assert latest is not None and latest.interim and "state/__0_0.distcp" in latest.files
+    assert store.choose_best("val_mrr").step == 1 and store.choose_best(None).step == 2
+    _save(store, 0, 4, val_mrr=0.2)
+    tidy()
+    assert [c.step for c in store.all()] == [1, 2, 4]
+
+
+def test_only_one_made_out_of_turn_is_none_to_choose(store: CheckpointStore) -> None:
+    _fill(store, 0, 3)
+    store.commit(0, 3, {}, "run", interim=True)
+    assert store.prune(Keep()) == [] and store.best() is None
+    with pytest.raises(InputError, match="there is no whole checkpoint"):
+        store.choose_best(None)
+
+
 def test_where_a_training_goes_on(store: CheckpointStore, tmp_path: Path) -> None:
     _save(store, 0, 1)
     _save(store, 0, 2)

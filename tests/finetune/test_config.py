@@ -37,7 +37,7 @@ def test_every_option_of_the_loop_can_be_said() -> None:
 
     ours = set(FinetuneConfig.model_fields)
     derived = {"elastic"}  # from num_workers
-    internal = {"betas", "gradcache", "gradient_sync", "pad_to_multiple_of"}  # settings of the loop, not of a recipe
+    internal = {"betas", "pad_to_multiple_of"}  # settings of the loop, not of a recipe
     assert set(TrainOptions.__dataclass_fields__) - ours - derived - internal == set()
 
 
@@ -68,6 +68,19 @@ def test_values_reach_the_loop_the_model_and_the_data() -> None:
     assert config.prepare_options(validation=True).passages.n_passages == 3
 
 
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [({}, None), ({"gradcache": "auto"}, None), ({"gradcache": "on"}, True), ({"gradcache": False}, False)],
+)
+def test_gradcache_and_when_gradients_come_together(said: dict[str, Any], wanted: bool | None) -> None:
+    """YAML reads `on` and `off` as true and false, the command line as words."""
+    config = _config(loss="cross_rank", gradient_sync="each", **said)
+    options = config.train_options()
+    assert options.gradcache is wanted and options.gradient_sync == "each"
+    assert config.result_keys() == _config(loss="cross_rank").result_keys()
+    assert _config().train_options().gradient_sync == "last"
+
+
 def test_other_tools_names_are_taken() -> None:
     assert _config(train_n_passages=3, lr_warmup_steps=7).n_passages == 3
     assert _config(pooling="avg").pooling == "mean"
@@ -86,6 +99,13 @@ def test_other_tools_names_are_taken() -> None:
         ({"best_metric": "dev_ndcg10"}, "needs dev"),
         ({"keep_last": 0}, "keep_last=0"),
         ({"lora": {"rank": 4}}, "rank"),
+        ({"lora": {"dimm": 4}}, r"unknown key 'lora\.dimm'; did you mean 'lora\.dim'\?"),
+        ({"best_metric": "ndcg"}, "best_metric='ndcg': input should be 'auto', 'val_mrr'"),
+        ({"measure_base": True}, "^test: measure_base=true needs dev"),
+        ({"measure_base": True, "dev": "eval_beir", "bidirectional": True}, "no vectors worth comparing"),
+        ({"n_passages": 1}, "a positive alone has nothing to be told from"),
+        ({"gradcache": "sometimes"}, "gradcache"),
+        ({"gradient_sync": "never"}, "gradient_sync='never'"),
     ],
 )
 def test_what_cannot_be_is_said(values: dict[str, Any], said: str) -> None:
@@ -94,6 +114,9 @@ def test_what_cannot_be_is_said(values: dict[str, Any], said: str) -> None:
 
 
 def test_best_is_chosen_by_what_is_there() -> None:
+    from raycurate.finetune.dev_eval import METRICS
+
+    assert all(_config(dev="eval_beir", best_metric=name).metric == name for name in METRICS)
     assert _config().metric is None
     assert _config(val="v.json").metric == "val_mrr"
     assert _config(dev="eval_beir").metric == "dev_ndcg10"

@@ -9,12 +9,16 @@ import torch
 
 from raycurate.core import storage
 from raycurate.core.contract import EmbeddingContract
-from raycurate.core.errors import ContractError, InputError, OutputExistsError
+from raycurate.core.errors import ConfigError, ContractError, InputError, OutputExistsError
+from raycurate.embed.config import EmbedConfig
+from raycurate.embed.model import read_contract
 from raycurate.encoders.base import encode, load_encoder
 from raycurate.encoders.options import EncoderOptions
+from raycurate.encoders.tokenize import Tokenizer
 from raycurate.finetune.backbones import ModelOptions
 from raycurate.finetune.export import export_checkpoint
 from raycurate.finetune.model import ROLES, load_bi_encoder
+from raycurate.finetune.outline import ModelOutline
 from tests.encoders.tiny import TEXTS, save_llama
 from tests.finetune.families import batch_of, least_cosine, save_family, shake, vectors
 
@@ -122,6 +126,27 @@ def test_separate_encoders_are_both_saved_and_both_loaded(tiny, tmp_path):
         assert least_cosine(theirs[role](TEXTS), expected) >= 0.9999
         assert torch.equal(vectors(again, TEXTS, role), expected)
     assert least_cosine(ours(tmp_path / "out" / "query", "query"), vectors(model, TEXTS, "document")) < 0.99
+
+
+def test_separate_encoders_are_found_by_role_from_their_common_folder(tiny, tmp_path):
+    """Texts and tokens, through both engines; the whole folder trains on as two encoders."""
+    options = ModelOptions(separate_encoders=True, pooling="mean", normalize=True, prompts=PROMPTS)
+    model = shake(load_bi_encoder(tiny["bert"], options))
+    contracts = export_checkpoint(model, str(tmp_path / "out"))
+    for role in ROLES:
+        expected = vectors(model, TEXTS, role)
+        chosen = EncoderOptions(model=str(tmp_path / "out"), role=role, engine="transformers", dtype="float32")
+        encoder = load_encoder(chosen)
+        assert not encoder.contract.differences(contracts[role])
+        assert read_contract(EmbedConfig(**chosen.model_dump(), input="-", output="-")) == contracts[role]
+        tokens, _ = Tokenizer(chosen, contracts[role])(TEXTS)
+        assert np.abs(encode(encoder, tokens) - expected.numpy()).max() < 1e-5
+        assert np.abs(encode(encoder, TEXTS) - expected.numpy()).max() < 1e-5
+        assert least_cosine(ours(tmp_path / "out", role, engine="sentence-transformers"), expected) >= 0.9999
+    with pytest.raises(ConfigError, match=r"role=title is neither.* name one of the two: .*/query or .*/document"):
+        load_encoder(EncoderOptions(model=str(tmp_path / "out"), role="title", engine="transformers"))
+    counts = ModelOutline(str(tmp_path / "out"), ModelOptions()).counts
+    assert (counts.towers, counts.parameters) == (2, sum(p.numel() for p in model.parameters()))
 
 
 def test_multi_vector_is_read_by_our_own_encoder(tiny, tmp_path):

@@ -293,6 +293,33 @@ def _cross_rank(rank: int) -> None:
                 assert away < 2e-6, f"{wrap.__name__} {options} {rows}: {away}"
 
 
+def _fillers(rank: int) -> None:
+    """Rows that only fill a rank's batch, one or all of a rank's: as if they were not there, forth and back."""
+    data, objective = Data.make(5), Objective("cross_rank", 0.1, symmetric=True)
+    for real, cuts in ((3, [(0, 2), (2, 4)]), (2, [(0, 2), (2, 3)])):
+        wanted = _one_process(data.part(0, real), objective)
+        mine = data.part(*cuts[rank])
+        targets = _marked(mine, torch.arange(*cuts[rank]) < real)
+
+        def loss(queries: Any, passages: Any, targets: Targets = targets, questions: int = real) -> Tensor:
+            return backward_scale(questions, 2) * reduce(objective(queries, passages, targets), targets.real_Q).total
+
+        for rows in ((0, 0), (1, 2)):
+            trained = _ddp(model())
+            run = cached_backward if any(rows) else plain_backward
+            run(mine.roles(trained, rows), loss, trained)
+            away = apart(gradients(trained), wanted)
+            assert away < 2e-6, f"{real} questions, {rows}: {away}"
+
+
+def _marked(data: Data, real_Q: Tensor) -> Targets:
+    """As batches mark fillers: their passages have the key 0, which is a known positive of every question."""
+    documents = torch.where(real_Q.repeat_interleave(LISTED), data.documents + 1, 0)
+    texts = torch.where(documents > 0, documents + 1000, 0)
+    known = torch.stack([documents[::LISTED], torch.zeros_like(documents[::LISTED])], 1).flatten()
+    return Targets(Keys(documents, texts, known, torch.arange(0, 2 * len(real_Q) + 1, 2)), real_Q)
+
+
 def _half_frozen(rank: int) -> None:
     """The last role takes no part in the last backward; the other's gradients come together all the same."""
     data, objective = Data.make(8), Objective("cross_rank", 0.1)
@@ -405,4 +432,4 @@ def _metrics(rank: int) -> None:
     assert sum_over_ranks(torch.tensor(rank + 1)).item() == 3
 
 
-_CHECKS = [_gathering, _metrics, _cross_rank, _half_frozen, _accumulation, _synchronised_once]
+_CHECKS = [_gathering, _metrics, _cross_rank, _fillers, _half_frozen, _accumulation, _synchronised_once]

@@ -271,7 +271,7 @@ def test_parts_add_up_with_their_weights():
     queries, passages = unit(2, 4), unit(4, 4, seed=1)
     teacher = torch.tensor([[2.0, 1.0], [0.0, 3.0]])
     targets = Targets(keys([1, 2, 3, 4], [[1], [3]]), None, teacher, unit(2, 4, seed=2), unit(4, 4, seed=3))
-    parts = tuple(Distillation(kind, weight) for kind, weight in (("kl", 0.5), ("margin_mse", 2.0), ("cosine", 3.0)))  # type: ignore[arg-type]
+    parts = (Distillation("kl", 0.5), Distillation("margin_mse", 2.0), Distillation("embeddings", 3.0))
     dims = ((4, 1.0), (2, 0.25))
     got = Objective("listed", 0.1, weight=0.7, matryoshka=dims, distillation=parts)(queries, passages, targets)
     small_q, small_p = (torch.nn.functional.normalize(v[:, :2], dim=1) for v in (queries, passages))
@@ -305,6 +305,18 @@ def test_fillers_change_nothing_for_the_others():
     got = objective(queries, passages, Targets(filled, real))
     assert torch.allclose(got, torch.cat([wanted, torch.zeros(1)]))
     assert [x.item() for x in losses.reduce(got + 1, real)] == [pytest.approx(wanted.sum().item() + 2), 2]
+
+
+def test_fillers_take_no_part_on_the_way_back_whatever_their_keys():
+    """Neither a filler's question, as a column, nor its positive, as a row; an unknown document is known by real_Q."""
+    queries, passages = unit(3, 8), unit(3, 8, seed=1)
+    batch = keys([1, 2, 9], [[1], [2], [9]])
+    back = reversed_columns(own_columns(batch), gathered=False, real_Q=torch.tensor([True, True, False]))
+    assert back.forbidden_QP.tolist() == [[False, False, True], [False, False, True], [False, False, False]]
+    queries.requires_grad_()
+    scores_QG = losses.scores(queries, passages).T
+    losses.reduce(losses.in_batch(scores_QG, back, temperature=0.1), torch.tensor([True, True, False])).total.backward()
+    assert queries.grad is not None and queries.grad[:2].any(1).all() and not queries.grad[2].any()
 
 
 def test_autocast_does_not_reach_the_loss():

@@ -1,5 +1,7 @@
 """The bi-encoder: its vectors are the encoders', padding changes nothing, every trained parameter has a gradient."""
 
+import json
+
 import pytest
 import torch
 
@@ -8,10 +10,21 @@ from raycurate.core.errors import CapacityError, ConfigError, ContractError
 from raycurate.encoders.base import encode, load_encoder
 from raycurate.encoders.options import EncoderOptions
 from raycurate.finetune.backbones import ModelOptions, layers_of, load_body
+from raycurate.finetune.export import export_checkpoint
 from raycurate.finetune.model import load_bi_encoder
 from raycurate.finetune.multi_vector import MultiVectors, finish, maxsim
+from raycurate.finetune.outline import ModelOutline
 from tests.encoders.tiny import TEXTS, save_llama
-from tests.finetune.families import DECODERS, ENCODERS, Batch, batch_of, least_cosine, save_family, vectors
+from tests.finetune.families import (
+    DECODERS,
+    ENCODERS,
+    Batch,
+    batch_of,
+    least_cosine,
+    save_family,
+    save_mistral3,
+    vectors,
+)
 
 POOLINGS = ("mean", "cls", "last", "weighted_mean")
 
@@ -114,6 +127,37 @@ def test_a_decoder_made_bidirectional_is_the_one_whose_config_says_so(tiny, tmp_
     model = load_bi_encoder(tiny["llama"], ModelOptions(bidirectional=True, normalize=True))
     assert (model.contract.attention, model.contract.pooling) == ("bidirectional", "mean")
     assert least_cosine(vectors(model, TEXTS, "document"), said) >= 0.9999
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_a_model_for_images_and_text_is_reduced_to_its_language_model(tmp_path, head):
+    from transformers import AutoModel
+
+    whole = save_mistral3(tmp_path / "whole", head=head)
+    folder = str(tmp_path / "whole")
+    model = load_bi_encoder(folder, ModelOptions(pooling="last"))
+    assert type(model.tower("query").body).__name__ == "Ministral3Model"
+    assert model.contract.attention == "causal"
+    batch = batch_of(model, TEXTS, "document")
+    with torch.no_grad():
+        hidden_BTH = (whole.model if head else whole)(**batch._asdict())[0]
+    expected = hidden_BTH[torch.arange(len(TEXTS)), batch.attention_mask.sum(1) - 1]
+    assert torch.allclose(vectors(model, TEXTS, "document"), expected, atol=1e-5)
+    assert least_cosine(engine_vectors(folder), expected) >= 0.9999
+    counts = ModelOutline(folder, ModelOptions()).counts
+    assert counts.parameters == sum(p.numel() for p in model.parameters())
+    both_ways = load_bi_encoder(folder, ModelOptions(bidirectional=True, normalize=True))
+    export_checkpoint(both_ways, str(tmp_path / "out"))
+    assert type(AutoModel.from_pretrained(tmp_path / "out")).__name__ == "Ministral3Model"
+    assert least_cosine(engine_vectors(str(tmp_path / "out")), vectors(both_ways, TEXTS, "document")) >= 0.9999
+
+
+def test_quantised_weights_of_a_model_for_images_and_text_are_refused(tmp_path):
+    save_mistral3(tmp_path, head=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(ContractError, match=r"are quantised.*in bfloat16"):
+        load_bi_encoder(str(tmp_path), ModelOptions())
 
 
 def test_minilm_with_prompts_is_the_engines_model_and_the_prompts_matter(minilm):

@@ -237,23 +237,26 @@ def test_float32_masters_move_in_bfloat16_training_as_in_float32(trainings: Trai
 @pytest.mark.parametrize(
     ("memory", "wanted", "said"), [(800, "ddp", "fit in half"), (799, "fsdp2", "do not fit in half")]
 )
-def test_auto_copies_what_fits_in_half_of_the_memory(monkeypatch, memory: int, wanted: str, said: str):
-    monkeypatch.setattr("raycurate.finetune.parallelize.world", lambda: (0, 2))
+def test_auto_copies_what_fits_in_half_of_the_memory(memory: int, wanted: str, said: str):
     model = nn.Linear(5, 5, bias=False)  # 25 weights of 4 bytes, their gradients and two moments
     assert training_bytes(model) == 400
-    strategy, reason = choose_strategy(model, TrainOptions(), torch.device("cpu"), memory=memory)
+    strategy, reason = choose_strategy(training_bytes(model), TrainOptions(), 2, memory)
     assert strategy == wanted
     assert said in reason
 
 
 def test_one_rank_shares_nothing():
-    strategy, reason = choose_strategy(nn.Linear(1, 1), TrainOptions(strategy="fsdp2"), torch.device("cpu"))
+    strategy, reason = choose_strategy(8, TrainOptions(strategy="fsdp2"), 1, None)
     assert (strategy, reason) == ("single", "strategy=fsdp2: one rank has nothing to share")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"tp_size": 2}, "not split within"), ({"cp_size": 2}, "not split over"), ({"sequence_parallel": True}, "along")],
+    [
+        ({"tp_size": 2}, "a layer is not split over ranks"),
+        ({"cp_size": 2}, "not split over"),
+        ({"sequence_parallel": True}, "along"),
+    ],
 )
 def test_what_is_refused(options: dict[str, Any], said: str):
     with pytest.raises(ConfigError, match=said):

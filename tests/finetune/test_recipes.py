@@ -58,7 +58,7 @@ def test_the_8b_recipe_is_nvidias() -> None:
     assert (options.global_batch_size, options.local_batch_size) == (128, 1)
     assert (options.learning_rate, options.warmup_steps, options.weight_decay) == (2e-6, 2, 0.01)
     assert (options.temperature, options.seed, options.loss, options.num_epochs) == (0.02, 125, "listed", 1)
-    assert options.checkpoint_every_steps == 3000
+    assert options.checkpoint_every_steps == 3000 and options.gradient_sync == "each"
     assert config.n_passages == 5 and config.dataset_instructions and config.val is None
     assert isinstance(config.train, list) and len(config.train) == 14
     assert "runs/llama-embed-nemotron-8b/dataset/SciFact/SciFact.json" in config.train

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raycurate.core.errors import CapacityError, ConfigError, OutputExistsError, RaycurateError
+from raycurate.core.errors import CapacityError, ConfigError, InputError, OutputExistsError, RaycurateError
 from raycurate.data.beir import write_beir
 from raycurate.finetune.checkpoints import CheckpointStore
 from raycurate.finetune.stage import FinetuneResult, begin, describe_plan, run, stage_key, state
@@ -158,6 +158,47 @@ def test_the_best_by_a_search_beside_the_training(local_ray: None, recipe: dict[
     best = max(left, key=lambda c: (c.metrics["dev_ndcg10"], c.step))
     assert result.manifest.settings["best"] == best.name and 0 < best.metrics["dev_ndcg10"] <= 1
     assert {"val_mrr", "dev_recall100"} <= best.metrics.keys()
+
+
+@pytest.mark.slow
+def test_going_on_from_a_checkpoint_of_another_run(local_ray: None, recipe: dict[str, Any], tmp_path: Path) -> None:
+    short = {"max_steps": 30, "keep_last": 2}
+    first = run(config_of(recipe, tmp_path / "first", **short))
+    assert [c.step for c in first.store.all()] == [20, 30]
+    before = sorted((p, p.stat().st_mtime_ns) for p in Path(first.output).rglob("*"))
+    at = first.store.path("epoch_2_step_20")
+    second = run(config_of(recipe, tmp_path / "second", **short, resume=at))
+    curve, whole = losses(tmp_path / "second"), losses(tmp_path / "first")
+    assert list(curve) == list(range(21, 31))
+    np.testing.assert_allclose(list(curve.values()), [whole[step] for step in curve], rtol=1e-6)
+    assert [c.step for c in second.store.all()] == [30]
+    assert second.manifest.settings["metrics"] == pytest.approx(first.store.all()[-1].metrics, rel=1e-6)
+    assert sorted((p, p.stat().st_mtime_ns) for p in Path(first.output).rglob("*")) == before
+
+    over = {**short, "resume": first.store.path("epoch_4_step_30")}
+    with pytest.raises(ConfigError, match="of step 30, and the training has 30: there is nothing left to do"):
+        run(config_of(recipe, tmp_path / "third", **over))
+    with pytest.raises(InputError, match="this is no whole checkpoint with a training state"):
+        run(config_of(recipe, tmp_path / "third", **short, resume=str(tmp_path / "nowhere")))
+    assert not (tmp_path / "third").exists()
+    with pytest.raises(InputError, match="another training: global_batch_size was 8 and is 4"):
+        run(config_of(recipe, tmp_path / "fourth", **short, resume=at, global_batch_size=4))
+
+
+@pytest.mark.slow
+def test_elastic_training_starts_with_the_workers_that_there_are(
+    local_ray: None, recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """One or two of three CPUs on a machine that has four: the batches, and so the curve, are those of two workers
+    (dropout, which is drawn by rank, aside)."""
+    both = {"max_steps": 10, "dropout": 0.0}
+    run(config_of(recipe, tmp_path / "elastic", num_workers=[1, 2], actors={"num_cpus": 3}, **both))
+    run(config_of(recipe, tmp_path / "fixed", num_workers=2, **both))
+    ranks = json.loads(next((tmp_path / "elastic").rglob("progress.json")).read_text())["ranks"]
+    assert ranks == 1
+    one, two = (list(losses(tmp_path / name).values()) for name in ("elastic", "fixed"))
+    assert len(one) == 10
+    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

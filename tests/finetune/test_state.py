@@ -37,7 +37,7 @@ def test_going_on_from_a_state_is_as_if_nothing_had_been(tmp_path: Path):
     optimizer = optimizer_of(first)
     steps(first, optimizer, 0, 3)
     kept = Progress(3, best=0.5, worse=1, identity=IDENTITY)
-    state.save(str(tmp_path), first, optimizer, kept)
+    state.save(str(tmp_path), state.tensors(first, optimizer, 3), kept)
     with torch.no_grad():
         second[0].weight.fill_(7)  # type: ignore[operator, union-attr]
     optimizer = optimizer_of(second)
@@ -49,7 +49,7 @@ def test_going_on_from_a_state_is_as_if_nothing_had_been(tmp_path: Path):
 
 def test_a_state_before_the_first_step(tmp_path: Path):
     model = small()
-    state.save(str(tmp_path), model, optimizer_of(model), Progress(identity=IDENTITY))
+    state.save(str(tmp_path), state.tensors(model, optimizer_of(model), 0), Progress(identity=IDENTITY))
     again = small()
     optimizer = optimizer_of(again)
     assert state.load(str(tmp_path), again, optimizer, IDENTITY).step == 0
@@ -62,7 +62,7 @@ def test_frozen_weights_are_not_written(tmp_path: Path):
     model = small()
     optimizer = optimizer_of(model)
     steps(model, optimizer, 0, 1)
-    state.save(str(tmp_path), model, optimizer, Progress(1))
+    state.save(str(tmp_path), state.tensors(model, optimizer, 1), Progress(1))
     names = FileSystemReader(tmp_path).read_metadata().state_dict_metadata
     parts = ("0.weight", "0.bias", "1.weight", "1.bias")
     kinds = ("model", "optimizer.exp_avg", "optimizer.exp_avg_sq")
@@ -75,7 +75,7 @@ def test_what_cannot_be_gone_on_from(tmp_path: Path):
     with pytest.raises(InputError, match="there is no training state"):
         state.load(str(tmp_path / "none"), model, optimizer, IDENTITY)
     folder = str(tmp_path / "there")
-    state.save(folder, model, optimizer, Progress(identity=IDENTITY))
+    state.save(folder, state.tensors(model, optimizer, 0), Progress(identity=IDENTITY))
     with pytest.raises(InputError, match="another training: seed was 1 and is 2"):
         state.load(folder, model, optimizer, IDENTITY | {"seed": 2})
     other = nn.Sequential(*small(), nn.Linear(2, 2))

@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from raycurate.finetune.backbones import ModelOptions
+from raycurate.finetune.beside import Beside
 from raycurate.finetune.collectives import world
 from raycurate.finetune.loop import Trained, train
 from raycurate.finetune.lora import LoraOptions
@@ -24,6 +25,7 @@ from raycurate.finetune.parallelize import parallelize
 from raycurate.finetune.plan import plan_training
 from raycurate.finetune.prepared import Prepared
 from raycurate.finetune.step import Stepper
+from raycurate.finetune.writing import Saved, Write
 from tests.finetune.families import save_family
 
 COMMON: dict[str, Any] = {
@@ -33,19 +35,36 @@ COMMON: dict[str, Any] = {
 
 @dataclass
 class Diary:
-    """A Reporter that keeps what it is told, and checkpoints in `folder` (none without)."""
+    """A Reporter that keeps what it is told, and checkpoints in `folder` (none without).
+
+    urgent_after: steps after which a checkpoint is asked for out of turn.
+    """
 
     folder: Path | None = None
     logs: list[dict[str, float]] = field(default_factory=list)
     saves: list[tuple[int, int, dict[str, float]]] = field(default_factory=list)
+    beside: Beside | None = None
+    urgent_after: int | None = None
 
     def log(self, metrics: dict[str, float]) -> None:
         self.logs.append(metrics)
 
-    def save(self, metrics: dict[str, float], *, epoch: int, step: int, write: Callable[[str], None]) -> None:
-        self.saves.append((epoch, step, metrics))
-        if self.folder is not None:
-            write(str(self.folder / f"epoch_{epoch}_step_{step}"))
+    def save(self, saved: Saved, write: Write) -> None:
+        self.saves.append((saved.epoch, saved.step, saved.metrics))
+        if self.folder is None:
+            return
+        place = str(self.folder / saved.name)
+        if self.beside is None:
+            write(place)
+        else:
+            self.beside.start(lambda: write(place))
+
+    def settle(self) -> None:
+        if self.beside is not None:
+            self.beside.settle()
+
+    def after_step(self) -> bool:
+        return len(self.logs) == self.urgent_after
 
 
 def save_as_tensors(_: BiEncoder, folder: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
