@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from raycurate.core import storage
 from raycurate.core.manifest import require_whole
 from tests.embed.test_resume import finish, start
 
 
+@pytest.mark.slow
 def test_embed_on_s3_goes_on_after_a_kill(s3: str, tmp_path: Path) -> None:
     rows = [{"id": f"r{i}", "text": None if i % 40 == 0 else f"text {i} " + "word " * 20} for i in range(400)]
     storage.write_text(f"{s3}/embed/in/a.jsonl", "\n".join(json.dumps(row) for row in rows))

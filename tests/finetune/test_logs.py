@@ -62,7 +62,7 @@ def test_an_object_store_has_the_whole_file_at_the_end(s3: str) -> None:
 
 def test_a_place_that_cannot_be_written_is_told_before_the_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(RaycurateError, match="cannot be written"):
+    with pytest.raises(RaycurateError, match="its folder cannot be made"):
         open_logs(str(tmp_path / "file"))
 
 
