@@ -63,25 +63,28 @@ def attention(
         if dropout:
             raise PackedUnsupportedError("variable-length attention on CUDA has no dropout")
         return varlen((query, key, value), scaling, sliding_window, layout), None
+    # Float32, whatever the arithmetic: torch's bfloat16 kernel is several times slower on CPUs, backwards above all.
+    with torch.autocast("cpu", enabled=False):
+        attended = _by_length(
+            (query.float(), key.float(), value.float()), layout, sliding_window, scale=scaling, dropout_p=dropout
+        )
+    return attended.to(query.dtype), None
+
+
+def _by_length(qkv: tuple[Tensor, ...], layout: Layout, window: int | None, **options: float | None) -> Tensor:
+    """Attention of each run of equally long texts; the tensors are those of `attention`."""
     sizes = [count * length for _, count, length in layout.groups]
+    grouped_queries = qkv[0].shape[1] != qkv[1].shape[1]
     out = []
-    for (_, count, length), *qkv in zip(
-        layout.groups, *(tensor[0].split(sizes, 1) for tensor in (query, key, value)), strict=True
-    ):
-        q, k, v = (part.unflatten(1, (count, length)).transpose(0, 1) for part in qkv)
-        mask = window_mask(length, sliding_window, layout.causal)
+    for (_, count, length), *parts in zip(layout.groups, *(tensor[0].split(sizes, 1) for tensor in qkv), strict=True):
+        q, k, v = (part.unflatten(1, (count, length)).transpose(0, 1) for part in parts)
+        mask = window_mask(length, window, layout.causal)
+        causal = layout.causal and mask is None
         attended = functional.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=dropout,
-            scale=scaling,
-            is_causal=layout.causal and mask is None,
-            enable_gqa=query.shape[1] != key.shape[1],
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped_queries, **options
         )
         out.append(attended.transpose(1, 2).flatten(0, 1))
-    return torch.cat(out)[None], None
+    return torch.cat(out)[None]
 
 
 def unpad(input_ids_BT: Tensor, mask_BT: Tensor, *, causal: bool, offset: int) -> tuple[dict[str, Any], Tensor, Tensor]:
