@@ -65,13 +65,14 @@ def attention(
         return varlen((query, key, value), scaling, sliding_window, layout), None
     # Float32, whatever the arithmetic: torch's bfloat16 kernel is several times slower on CPUs, backwards above all.
     with torch.autocast("cpu", enabled=False):
-        attended = _by_length(
-            (query.float(), key.float(), value.float()), layout, sliding_window, scale=scaling, dropout_p=dropout
-        )
+        qkv = (query.float(), key.float(), value.float())
+        attended = _by_length(qkv, layout, sliding_window, scaling=scaling, dropout=dropout)
     return attended.to(query.dtype), None
 
 
-def _by_length(qkv: tuple[Tensor, ...], layout: Layout, window: int | None, **options: float | None) -> Tensor:
+def _by_length(
+    qkv: tuple[Tensor, ...], layout: Layout, window: int | None, *, scaling: float | None, dropout: float
+) -> Tensor:
     """Attention of each run of equally long texts; the tensors are those of `attention`."""
     sizes = [count * length for _, count, length in layout.groups]
     grouped_queries = qkv[0].shape[1] != qkv[1].shape[1]
@@ -81,7 +82,7 @@ def _by_length(qkv: tuple[Tensor, ...], layout: Layout, window: int | None, **op
         mask = window_mask(length, window, layout.causal)
         causal = layout.causal and mask is None
         attended = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped_queries, **options
+            q, k, v, mask, dropout, causal, scale=scaling, enable_gqa=grouped_queries
         )
         out.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(out)[None]
