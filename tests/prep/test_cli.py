@@ -29,7 +29,8 @@ def test_show_needs_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_prep_of_the_shipped_recipe_is_wired_to_what_comes_before() -> None:
     recipe = load_recipe("quickstart", [], stages=STAGES, stage=None)
-    assert [stage.name for stage in selected(recipe)] == ["sample-corpus", "embed", "kmeans", "dedup", "prep", "finetune"]
+    names = [stage.name for stage in selected(recipe)]
+    assert names == ["sample-corpus", "embed", "kmeans", "dedup", "prep", "finetune"]
     config = STAGES["prep"].config(recipe)
     assert (config.output, config.cache) == ("runs/quickstart/prep", "runs/quickstart/cache")
     assert config.groups == "runs/quickstart/dedup" and config.model == STAGES["embed"].config(recipe).model
