@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import time
 from typing import Protocol
 
 import torch
 from torch import Tensor
-
-# A CPU that waits for the others awake is quicker to go on than one that went to sleep: 5 to 10% of an iteration of
-# 0.15 s on a virtual machine, whose sleeping CPUs are lent to others.
-_SPIN_S = 0.05
 
 
 class Collective(Protocol):
@@ -55,11 +49,7 @@ class TorchGroup:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks."""
         total = tensor.to(self._device, copy=True)
-        work = self._dist.all_reduce(total, async_op=True)
-        spin_until = time.perf_counter() + (_SPIN_S if self._device.type == "cpu" else 0)
-        while not work.is_completed() and time.perf_counter() < spin_until:
-            os.sched_yield()
-        work.wait()
+        self._dist.all_reduce(total)
         return total.to(tensor.device)
 
     def gather(self, rows: Tensor) -> Tensor:
