@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -71,7 +71,14 @@ def text_keys(texts: pa.ChunkedArray) -> pa.Array:
 
 
 def embed_texts(
-    inputs: Sequence[Texts], model: str, options: dict[str, Any], *, cache: str, folder: str, unit: bool = True
+    inputs: Sequence[Texts],
+    model: str,
+    options: dict[str, Any],
+    *,
+    cache: str,
+    folder: str,
+    unit: bool = True,
+    dimensions: int | None = None,
 ) -> list[Embedded]:
     """Embed what the cache does not have, and lay out the vectors in `folder`; needs a running Ray.
 
@@ -80,12 +87,39 @@ def embed_texts(
         cache: folder or URI that is kept from run to run.
         folder: where the vectors are laid out for a search; written anew.
         unit: scale them to length one, so that inner products are cosines.
+        dimensions: lay out the first so many only (search/shards.py, `truncated`); the cache keeps all.
 
     Raises:
-        ConfigError: options that embed does not have, or a multi-vector model.
+        ConfigError: options that embed does not have, a multi-vector model, or one with fewer dimensions.
         InputError: texts that have no vector (blank, too long, or the model gives NaN).
     """
-    plans = [_plan(model, options, given) for given in inputs]
+    from raycurate.search.shards import check_dimensions
+
+    plans = [plan_for(given, model, options) for given in inputs]
+    for plan in plans:
+        if plan.contract.pooling == "multi_vector":
+            raise ConfigError("a multi-vector model has no single vector to search by", where=model)
+        if dimensions is not None:
+            check_dimensions(dimensions, plan.contract.dimension)
+    made = list[Embedded]()
+    for given, filled in zip(inputs, fill_cache(inputs, plans, cache=cache, folder=folder), strict=True):
+        vectors = _lay_out(given, filled, storage.join(folder, given.name), unit, dimensions)
+        made.append(Embedded(vectors, filled.keys, filled.fresh))
+    return made
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Texts whose vectors the cache has. keys: as of `Embedded`. store: the folder their vectors are in."""
+
+    keys: pa.Array
+    store: str
+    fresh: int
+
+
+def fill_cache(inputs: Sequence[Texts], plans: Sequence[EmbedPlan], *, cache: str, folder: str) -> list[Filled]:
+    """Embed what the cache does not have; texts wait in `folder` for that. A text without a vector is not an error
+    yet: see `find`."""
     keys = [text_keys(given.texts) for given in inputs]
     fresh = [0] * len(inputs)
     stores = [storage.join(cache, _store_name(plan)) for plan in plans]
@@ -101,14 +135,18 @@ def embed_texts(
             _put_down(waiting, [(keys[i], inputs[i].texts, absent) for i, absent in zip(members, rows, strict=True)])
             _stream(plans[members[0]], waiting, store)
             storage.delete(waiting)
-    made = list[Embedded]()
-    for given, key, store, count in zip(inputs, keys, stores, fresh, strict=True):
-        ordered = key if given.order is None else key.take(pa.array(given.order))
-        made.append(Embedded(_lay_out(given, ordered, store, storage.join(folder, given.name), unit), ordered, count))
-    return made
+    return [
+        Filled(key if given.order is None else key.take(pa.array(given.order)), store, count)
+        for given, key, store, count in zip(inputs, keys, stores, fresh, strict=True)
+    ]
 
 
-def _plan(model: str, options: dict[str, Any], given: Texts) -> EmbedPlan:
+def plan_for(given: Texts, model: str, options: dict[str, Any]) -> EmbedPlan:
+    """How these texts are embedded.
+
+    Raises:
+        ConfigError, ContractError, CapacityError: options, or a model, that cannot be used.
+    """
     from raycurate.core.cluster import capacity
     from raycurate.embed.model import read_contract, weights_bytes
     from raycurate.embed.plan import make_plan
@@ -117,10 +155,7 @@ def _plan(model: str, options: dict[str, Any], given: Texts) -> EmbedPlan:
     if given.prefix is not None:
         values["prefix"] = given.prefix
     config = EmbedConfig.parse(values, where=f"options of the encoder {model}")
-    contract = read_contract(config)
-    if contract.pooling == "multi_vector":
-        raise ConfigError("a multi-vector model has no single vector to search by", where=model)
-    plan = make_plan(config, contract, capacity(), weights_bytes(config))
+    plan = make_plan(config, read_contract(config), capacity(), weights_bytes(config))
     plan.check(capacity())
     return plan
 
@@ -214,63 +249,94 @@ def _stream(plan: EmbedPlan, folder: str, store: str) -> None:
         raise found if found is not None else error from error
 
 
-def _lay_out(given: Texts, keys: pa.Array, store: str, folder: str, unit: bool) -> VectorShards:
-    """The vectors of these keys in files that a search reads, one task a file."""
+@dataclass(frozen=True)
+class Places:
+    """Where in a store the vectors of some texts are: text i's is row row_N[i] of files[file_N[i]]."""
+
+    files: list[str]
+    file_N: np.ndarray
+    row_N: np.ndarray
+
+    def part(self, start: int, stop: int) -> Places:
+        """Those of texts start .. stop, with the files that they are in."""
+        used, file_B = np.unique(self.file_N[start:stop], return_inverse=True)
+        return Places([self.files[i] for i in used], file_B, self.row_N[start:stop])
+
+
+def find(given: Texts, filled: Filled) -> Places:
+    """Where the vectors of texts are, in their order.
+
+    Raises:
+        InputError: texts that have none, with their names and why.
+    """
+    index = _index(filled.store)
+    at = pc.index_in(filled.keys, value_set=index.keys)
+    if at.null_count:
+        _refuse(given, at, filled)
+    at_N = at.to_numpy()
+    return Places(index.files, index.file_N[at_N], index.row_N[at_N])
+
+
+def _lay_out(given: Texts, filled: Filled, folder: str, unit: bool, dimensions: int | None) -> VectorShards:
+    """The vectors of these texts in files that a search reads, one task a file."""
     import ray
 
     from raycurate.core.cluster import remote_task
     from raycurate.search.shards import VectorShards
 
-    index = _index(store)
-    at = pc.index_in(keys, value_set=index.keys)
-    if at.null_count:
-        _refuse(given, at, keys, store)
-    at_N = at.to_numpy()
+    found = find(given, filled)
     storage.delete(folder)
     storage.make_dir(folder)
     task = remote_task(_write_shard, name="LayOutVectors", num_cpus=0.5)
     calls, paths, rows = [], [], []
-    for number, start in enumerate(range(0, len(at_N), SHARD_ROWS)):
-        part_B = at_N[start : start + SHARD_ROWS]
-        used, file_B = np.unique(index.file_N[part_B], return_inverse=True)
+    for number, start in enumerate(range(0, len(found.row_N), SHARD_ROWS)):
+        part = found.part(start, start + SHARD_ROWS)
         paths.append(storage.join(folder, f"shard-{number:05d}.npy"))
-        rows.append(len(part_B))
-        calls.append(task.remote(paths[-1], [index.files[i] for i in used], file_B, index.row_N[part_B], unit))
-    dimensions = ray.get(calls)
-    return VectorShards(tuple(paths), tuple(rows), dimensions[0] if dimensions else 0)
+        rows.append(len(part.row_N))
+        calls.append(task.remote(paths[-1], part, dimensions, unit))
+    laid_out = ray.get(calls)
+    return VectorShards(tuple(paths), tuple(rows), laid_out[0] if laid_out else 0)
 
 
-def _write_shard(path: str, files: list[str], file_B: np.ndarray, row_B: np.ndarray, unit: bool) -> int:
+def _write_shard(path: str, places: Places, dimensions: int | None, unit: bool) -> int:
     """Write one file of vectors, [rows, D] float32; returns D."""
+    from raycurate.search.shards import to_unit
+
     out_BD = np.empty((0, 0), np.float32)
-    for number, name in enumerate(files):
-        filesystem, inner = storage.filesystem(name)
-        column = pq.read_table(inner, columns=[_VECTOR], filesystem=filesystem)[_VECTOR].combine_chunks()
-        dimension = column.type.list_size
+    for number, name in enumerate(places.files):
+        column = read_vectors(name)
+        width = column.type.list_size
         if not len(out_BD):
-            out_BD = np.empty((len(row_B), dimension), np.float32)
-        here = file_B == number
-        out_BD[here] = column.values.to_numpy().reshape(-1, dimension)[row_B[here] + column.offset]
+            out_BD = np.empty((len(places.row_N), dimensions or width), np.float32)
+        here = places.file_N == number
+        vectors_ND = column.values.to_numpy().reshape(-1, width)
+        out_BD[here] = vectors_ND[places.row_N[here] + column.offset, : out_BD.shape[1]]
     if unit:
-        out_BD /= np.maximum(np.linalg.norm(out_BD, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        to_unit(out_BD)
     with storage.open_output(path) as stream:
         np.save(stream, out_BD)
     return int(out_BD.shape[1])
 
 
-def _refuse(given: Texts, at: pa.Array, keys: pa.Array, store: str) -> None:
+def read_vectors(path: str) -> pa.Array:
+    """The column of vectors in a file of a store."""
+    filesystem, inner = storage.filesystem(path)
+    return pq.read_table(inner, columns=[_VECTOR], filesystem=filesystem)[_VECTOR].combine_chunks()
+
+
+def _refuse(given: Texts, at: pa.Array, filled: Filled) -> NoReturn:
     """Say which texts have no vector, and why."""
     lacking = np.flatnonzero(at.is_null().to_numpy(zero_copy_only=False))
     order = np.arange(len(at)) if given.order is None else given.order
     reasons: dict[str, str] = {}
-    for entry in storage.list_files(store):
+    for entry in storage.list_files(filled.store):
         filesystem, inner = storage.filesystem(entry.path)
         columns = ["id", REJECT_REASON, "reject_detail"]
         table = pq.read_table(inner, columns=columns, filesystem=filesystem)
-        rejected = table.filter(pc.is_in(table["id"], value_set=keys.take(lacking[:_NAMED])))
+        rejected = table.filter(pc.is_in(table["id"], value_set=filled.keys.take(lacking[:_NAMED])))
         reasons |= {row["id"]: row["reject_detail"] or row[REJECT_REASON] for row in rejected.to_pylist()}
     named = [
-        f"{given.texts[int(order[row])].as_py()[:60]!r} ({reasons.get(keys[int(row)].as_py(), 'not embedded')})"
+        f"{given.texts[int(order[row])].as_py()[:60]!r} ({reasons.get(filled.keys[int(row)].as_py(), 'not embedded')})"
         for row in lacking[:_NAMED]
     ]
     raise InputError(

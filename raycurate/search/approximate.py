@@ -22,7 +22,7 @@ from raycurate.search.hits import Hits, Limits
 from raycurate.search.prepared import Documents, score_pairs
 from raycurate.search.shards import Piece, VectorShards
 from raycurate.search.topk import TopK
-from raycurate.search.worker import Block, Place
+from raycurate.search.worker import Block, Engine, Place
 
 if TYPE_CHECKING:
     import ray
@@ -92,7 +92,7 @@ def search_approximately(
     return Approximate(both / wanted if wanted else 1.0, len(picked), blocks)
 
 
-class Ivf:
+class Ivf(Engine):
     """The engine of `search` that compares with some lists only. trained: of an empty index, as faiss writes it."""
 
     queries_at_once = 131_072  # each time a piece is sorted into lists costs as much as some thousand queries

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raycurate.core.errors import ConfigError, InputError, RaycurateError
-from raycurate.search.hits import MOST_DOCUMENTS, Hits, Limits, best_of
+from raycurate.search.hits import MOST_DOCUMENTS, Hits, Limits
 from raycurate.search.shards import Piece, VectorShards
 from raycurate.search.worker import Engine, Exact, Job, search_share
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import ray
 
     from raycurate.core.cluster import ActorGroupOptions
+    from raycurate.search.token_shards import TokenShards
 
 log = logging.getLogger(__name__)
 _BLOCK = 1024  # queries of one product, if what is handed out is smaller: products of few rows are slow
@@ -93,16 +94,31 @@ def search(
     if not queries:
         return iter(())
     block = query_block * max(1, _BLOCK // query_block)
-    place = _workers(workers, device, options)
+    place = plan_workers(workers, device, options)
+    found = launch(reference, queries, documents, k, limits=limits, block=block, place=place, engine=engine or Exact())
+    return _cut(found, query_block)
+
+
+def launch(
+    reference: ray.ObjectRef,
+    queries: int,
+    documents: VectorShards | TokenShards,
+    k: int,
+    *,
+    limits: Limits | None,
+    block: int,
+    place: Workers,
+    engine: Engine,
+) -> Generator[tuple[int, Hits], None, None]:
+    """Search for the `queries` at `reference` in blocks: what does not depend on what a query and a document are."""
     shares = _shares(documents, place.count, queries, block)
     place = replace(place, count=min(place.count, max(len(shares), -(-queries // block))))
-    found = _stream(_Run(documents, k, block, queries, shares, place, engine or Exact()), reference, limits)
-    return _cut(found, query_block)
+    return _stream(_Run(documents, k, block, queries, shares, place, engine), reference, limits)
 
 
 @dataclass(frozen=True)
 class _Run:
-    documents: VectorShards
+    documents: VectorShards | TokenShards
     k: int
     block: int
     queries: int
@@ -149,7 +165,7 @@ def _stream(run: _Run, queries: ray.ObjectRef, limits: Limits | None) -> Generat
                 found = _task(run.workers, len(job.blocks)).remote(job, queries, *given)
                 calls.append(found if isinstance(found, list) else [found])
             for at, parts in zip(range(first, stop, run.block), zip(*calls, strict=True), strict=True):
-                ahead.append(_Ahead(at, merge.remote(run.k, *parts), parts))
+                ahead.append(_Ahead(at, merge.remote(run.k, given[1], *parts), parts))
             del calls, parts
             waiting = _AHEAD * (run.workers.count if dealt else 1) * len(range(*ranges[0], run.block))
             while len(ahead) > waiting:
@@ -192,10 +208,9 @@ def _next(ahead: deque[_Ahead]) -> tuple[int, Hits]:
         raise
 
 
-def _merge(k: int, *parts: tuple[np.ndarray, np.ndarray]) -> Hits:
-    keys = [keys_QK for keys_QK, _ in parts]
+def _merge(k: int, engine: Engine, *parts: tuple[np.ndarray, np.ndarray]) -> Hits:
     dropped_Q = np.stack([dropped_Q for _, dropped_Q in parts]).sum(0)
-    return Hits.of(best_of(np.concatenate(keys, axis=1), k), dropped_Q)
+    return Hits.of(engine.merge([keys_QK for keys_QK, _ in parts], k), dropped_Q)
 
 
 def _task(workers: Workers, returns: int) -> Any:
@@ -207,7 +222,8 @@ def _task(workers: Workers, returns: int) -> Any:
     return remote.options(**workers.remote_args, **reserved, num_returns=returns)
 
 
-def _workers(wanted: int | None, device: str, options: ActorGroupOptions | None) -> Workers:
+def plan_workers(wanted: int | None, device: str, options: ActorGroupOptions | None) -> Workers:
+    """As the arguments of `search` ask for them; raises CapacityError and ConfigError as it does."""
     from raycurate.core.cluster import OperatorDemand, capacity, check_plan
 
     if device not in ("auto", "cpu", "cuda"):
@@ -233,7 +249,7 @@ def _workers(wanted: int | None, device: str, options: ActorGroupOptions | None)
     return Workers(count, cpus, gpus, given)
 
 
-def _shares(documents: VectorShards, workers: int, queries: int, block: int) -> list[tuple[Piece, ...]]:
+def _shares(documents: VectorShards | TokenShards, workers: int, queries: int, block: int) -> list[tuple[Piece, ...]]:
     """Documents by worker; one share of all where the queries are dealt."""
     total = len(documents)
     enough_queries = -(-queries // block) >= workers

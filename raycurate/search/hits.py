@@ -119,3 +119,16 @@ def best_of(keys_QW: np.ndarray, k: int) -> np.ndarray:
     if width < k:
         best_QK = np.pad(best_QK, ((0, 0), (0, k - width)), constant_values=EMPTY)
     return best_QK
+
+
+def take_pairs(keys_QK: np.ndarray, query_P: np.ndarray, keys_P: np.ndarray) -> None:
+    """Let keys of pairs, sorted by query, compete for their queries' rows of `keys_QK`, in place."""
+    if not len(query_P):
+        return
+    k = keys_QK.shape[1]
+    rows, start_R, count_R = np.unique(query_P, return_index=True, return_counts=True)
+    keys_RW = np.full((len(rows), k + int(count_R.max())), EMPTY, np.uint64)
+    keys_RW[:, :k] = keys_QK[rows]
+    index_P = np.repeat(np.arange(len(rows)), count_R)
+    keys_RW[index_P, k + np.arange(len(keys_P)) - start_R[index_P]] = keys_P
+    keys_QK[rows] = best_of(keys_RW, k)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from raycurate.core import storage
-from raycurate.core.errors import InputError, OutputExistsError
+from raycurate.core.errors import ConfigError, InputError, OutputExistsError
 from raycurate.search.hits import MOST_DOCUMENTS
 
 INDEX = "shards.json"
@@ -70,7 +70,7 @@ class VectorShards:
             dimension = parts[0].shape[1]
             paths.append(f"vectors-{len(paths):05d}.npy")
             rows.append(sum(len(part) for part in parts))
-            _write_npy(storage.join(folder, paths[-1]), parts, rows[-1])
+            write_npy(storage.join(folder, paths[-1]), parts, rows[-1])
         if not rows:
             raise InputError("there are no vectors to write", where=folder)
         if sum(rows) > MOST_DOCUMENTS:
@@ -107,14 +107,7 @@ class VectorShards:
 
     def pieces(self, start: int, stop: int, *, most: int | None = None) -> list[Piece]:
         """Documents start .. stop as parts of shards, of at most `most` rows each."""
-        found: list[Piece] = []
-        first = 0
-        for shard, rows in enumerate(self.rows):
-            lo, hi = max(0, start - first), min(rows, stop - first)
-            for at in range(lo, hi, most or max(1, hi - lo)):
-                found.append(Piece(shard, at, min(hi, at + (most or rows)), first + at))
-            first += rows
-        return found
+        return pieces_of(self.rows, start, stop, most=most)
 
     def read(self, piece: Piece) -> np.ndarray:
         """float32 [rows of the piece, dimension], in the file's own memory where it is local (do not write to it).
@@ -136,6 +129,71 @@ class VectorShards:
         if not vectors_MD.flags.c_contiguous and len(vectors_MD) > 1:
             raise InputError("its rows are not stored one after the other", where=path)
         return vectors_MD.view(np.ndarray)[piece.lo : piece.hi]
+
+
+@dataclass(frozen=True)
+class TruncatedShards(VectorShards):
+    """The first dimensions of other vectors, cut as they are read; the files hold the whole ones.
+
+    of: where the whole ones are. unit: those of the documents are scaled to length one again.
+    """
+
+    of: VectorShards
+    unit: bool
+
+    def read(self, piece: Piece) -> np.ndarray:
+        return truncate(self.of.read(piece), self.dimension, unit=self.unit)
+
+
+def truncated(vectors: VectorShards, dimensions: int, *, unit: bool) -> TruncatedShards:
+    """The first `dimensions` of vectors (Kusupati et al. 2022, Matryoshka Representation Learning, arXiv:2205.13147).
+
+    Args:
+        unit: scale what is left to length one, so that inner products are cosines again.
+
+    Raises:
+        ConfigError: the vectors have fewer dimensions, or none are asked for.
+    """
+    check_dimensions(dimensions, vectors.dimension)
+    return TruncatedShards(vectors.paths, vectors.rows, dimensions, vectors, unit)
+
+
+def check_dimensions(wanted: int, there: int) -> None:
+    """See that vectors of `there` dimensions can be cut to `wanted`.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if not 1 <= wanted <= there:
+        raise ConfigError(
+            f"{wanted} dimensions are asked for; the vectors have {there}",
+            where="dimensions",
+            fix=f"Ask for 1 to {there}",
+        )
+
+
+def truncate(vectors_ND: np.ndarray, dimensions: int, *, unit: bool) -> np.ndarray:
+    """float32 [N, dimensions], a copy; a row whose first dimensions are all 0 stays so."""
+    kept_ND = np.array(vectors_ND[:, :dimensions], np.float32, order="C")
+    return to_unit(kept_ND) if unit else kept_ND
+
+
+def to_unit(vectors_ND: np.ndarray) -> np.ndarray:
+    """The rows scaled to length one, in place; those of length 0 stay."""
+    vectors_ND /= np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return vectors_ND
+
+
+def pieces_of(rows: Sequence[int], start: int, stop: int, *, most: int | None = None) -> list[Piece]:
+    """Documents start .. stop of shards with so many `rows`, as parts of at most `most` rows each."""
+    found: list[Piece] = []
+    first = 0
+    for shard, count in enumerate(rows):
+        lo, hi = max(0, start - first), min(count, stop - first)
+        for at in range(lo, hi, most or max(1, hi - lo)):
+            found.append(Piece(shard, at, min(hi, at + (most or count)), first + at))
+        first += count
+    return found
 
 
 def _cut(blocks: Iterable[np.ndarray], shard_rows: int, where: str) -> Iterator[list[np.ndarray]]:
@@ -161,7 +219,8 @@ def _cut(blocks: Iterable[np.ndarray], shard_rows: int, where: str) -> Iterator[
         yield held
 
 
-def _write_npy(path: str, parts: list[np.ndarray], rows: int) -> None:
+def write_npy(path: str, parts: Sequence[np.ndarray], rows: int) -> None:
+    """Write parts [any, dimension] of float32 as one .npy file of so many rows."""
     header = io.BytesIO()
     shape = (rows, parts[0].shape[1])
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})

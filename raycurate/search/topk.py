@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from raycurate.encoders.devices import bfloat16_is_faster, true_float32
-from raycurate.search.hits import EMPTY, Hits, Limits, best_of, keys_of
+from raycurate.search.hits import EMPTY, Hits, Limits, best_of, keys_of, take_pairs
 from raycurate.search.prepared import Buffers, Documents, Vectors, score_pairs
 from raycurate.search.scan import Asked, most_open, scan, where
 
@@ -158,15 +158,7 @@ class TopK:
             over_P = scores_P > self.bound_Q[query_P]
             self.dropped_Q += np.bincount(query_P[over_P], minlength=len(self.dropped_Q))
             query_P, row_P, scores_P = query_P[~over_P], row_P[~over_P], scores_P[~over_P]
-        if not len(query_P):
-            return
-        keys_P = keys_of(scores_P, row_P)
-        rows, start_R, count_R = np.unique(query_P, return_index=True, return_counts=True)
-        keys_RW = np.full((len(rows), self.k + int(count_R.max())), EMPTY, np.uint64)
-        keys_RW[:, : self.k] = self.keys_QK[rows]
-        index_P = np.repeat(np.arange(len(rows)), count_R)
-        keys_RW[index_P, self.k + np.arange(len(keys_P)) - start_R[index_P]] = keys_P
-        self.keys_QK[rows] = best_of(keys_RW, self.k)
+        take_pairs(self.keys_QK, query_P, keys_of(scores_P, row_P))
 
     def _dense(self, rows_R: Tensor, documents: Documents) -> None:
         """Answer queries by all of their scores."""

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from raycurate.search.hits import Limits
+from raycurate.search.hits import Limits, best_of
 from raycurate.search.shards import Piece, VectorShards
 
 if TYPE_CHECKING:
     import torch
 
     from raycurate.search.prepared import Buffers
+    from raycurate.search.token_shards import TokenShards
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Job:
     versions: Mapping[str, str]
     device: str
     threads: int
-    documents: VectorShards
+    documents: VectorShards | TokenShards
     pieces: tuple[Piece, ...]
     first: int
     stop: int
@@ -50,8 +51,13 @@ class Place:
 class Block(Protocol):
     """The state of one block of queries: `TopK`, or something that has the same three."""
 
-    keys_QK: np.ndarray
-    dropped_Q: np.ndarray
+    @property
+    def keys_QK(self) -> np.ndarray:
+        """uint64 [B, k], or what the engine's `merge` takes."""
+        ...
+
+    @property
+    def dropped_Q(self) -> np.ndarray: ...
 
     def add(self, documents: Any) -> None: ...
 
@@ -59,21 +65,27 @@ class Block(Protocol):
 class Engine(Protocol):
     """How a piece of the documents is searched; sent to every worker, so it is small or holds references.
 
+    Documents are what `read` of the shards gives; queries, a slice of what the search was given.
+
     queries_at_once: for so many a worker prepares its pieces once and keeps their state in memory.
     """
 
     queries_at_once: int
 
-    def prepare(self, documents_MD: np.ndarray, piece: Piece, place: Place, *, where: str) -> Any:
+    def prepare(self, documents_MD: Any, piece: Piece, place: Place, *, where: str) -> Any:
         """What every block of queries then adds; a worker holds one at a time."""
         ...
 
-    def block(self, queries_QD: np.ndarray, k: int, limits: Limits | None, place: Place, *, where: str) -> Block:
+    def block(self, queries_QD: Any, k: int, limits: Limits | None, place: Place, *, where: str) -> Block:
         """The state of some queries before any document is added."""
         ...
 
+    def merge(self, parts: list[np.ndarray], k: int) -> np.ndarray:
+        """uint64 [B, k], of the `keys_QK` that the shares of the documents have for one block."""
+        return best_of(np.concatenate(parts, axis=1), k)
 
-class Exact:
+
+class Exact(Engine):
     """The engine that finds the true k best."""
 
     queries_at_once = 16_384
@@ -91,7 +103,7 @@ class Exact:
         return TopK(queries_QD, k, limits=limits, device=place.device, buffers=place.buffers, where=where)
 
 
-def search_share(job: Job, queries_QD: np.ndarray, limits: Limits | None, engine: Engine) -> Any:
+def search_share(job: Job, queries_QD: Any, limits: Limits | None, engine: Engine) -> Any:
     """What a task does: (keys uint64 [B, k], dropped int64 [B]) of each block: a tuple of them, or the one alone."""
     import torch
 

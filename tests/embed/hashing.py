@@ -68,3 +68,16 @@ class HashEncoder:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class HashTokens(HashEncoder):
+    """A vector for each word, as a multi-vector model gives one for each token."""
+
+    def __init__(self, options: EncoderOptions) -> None:
+        super().__init__(options)
+        self.contract = self.contract.model_copy(update={"pooling": "multi_vector"})
+
+    def run(self, prepared: list[str]) -> list[np.ndarray]:  # type: ignore[override]
+        whole = super().run(prepared)  # logs, and has NaN for poison
+        words = [np.stack([hash_vector(word) for word in text.split()]) for text in prepared]
+        return [rows if np.isfinite(one).all() else rows * np.nan for rows, one in zip(words, whole, strict=True)]

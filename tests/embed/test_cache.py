@@ -89,3 +89,20 @@ def test_texts_without_a_vector_are_named(tmp_path: Path) -> None:
 def test_options_that_embed_does_not_have(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'max_length'"):
         embed_texts([Texts("d", column("a", "b"), "document")], "words", {"max_lenght": 3}, cache="c", folder="f")
+
+
+def test_only_the_first_dimensions_are_laid_out(tmp_path: Path) -> None:
+    texts = [f"word{number} other" for number in range(9)]
+    given = [Texts("d", column(*texts), "document")]
+    where = {"cache": str(tmp_path / "cache"), "folder": str(tmp_path / "vectors")}
+    options = {"engine": ENGINE, "concurrency": 1}
+    exact = np.stack([hash_vector(text) for text in texts])[:, :5]
+    [plain] = embed_texts(given, "words", options, unit=False, dimensions=5, **where)
+    assert plain.vectors.dimension == 5
+    np.testing.assert_array_equal(vectors_of(plain), exact)
+    [scaled] = embed_texts(given, "words", options, dimensions=5, **where)
+    assert scaled.fresh == 0  # the cache has whole vectors
+    lengths = np.linalg.norm(exact, axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors_of(scaled), exact / np.maximum(lengths, 1e-9), rtol=1e-6)
+    with pytest.raises(ConfigError, match="17 dimensions are asked for; the vectors have 16"):
+        embed_texts(given, "words", options, dimensions=17, **where)
