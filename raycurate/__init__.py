@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from raycurate.data.training import read_training_data as read_training_data
     from raycurate.dedup.stage import deduplicate as deduplicate
     from raycurate.embed.transform import embed as embed
+    from raycurate.evaluate.stage import evaluate as evaluate
     from raycurate.finetune.stage import finetune as finetune
     from raycurate.kmeans.stage import kmeans as kmeans
     from raycurate.prep.mine_stage import mine_hard_negatives as mine_hard_negatives
@@ -42,6 +43,7 @@ __all__ = [
     "RaycurateError",
     "deduplicate",
     "embed",
+    "evaluate",
     "finetune",
     "kmeans",
     "mine_hard_negatives",
@@ -51,7 +53,7 @@ __all__ = [
 ]
 
 
-_STAGES = {"embed", "finetune", "kmeans"}  # packages that are functions too (core/callable_module.py)
+_STAGES = {"embed", "evaluate", "finetune", "kmeans"}  # packages that are functions too (core/callable_module.py)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """The stages in order: what each reads, writes and is called, and running them with what is done skipped.
 
-    sample-corpus ─ embed ─ kmeans ─ dedup ─ prep (convert ─ mine ─ unroll) ─ finetune
+    sample-corpus ─ embed ─ kmeans ─ dedup ─ prep (convert ─ mine ─ unroll) ─ finetune ─ eval
 
 `raycurate run -c RECIPE` goes through this list in one Ray program. A stage's options come from its section
 of the recipe; what the section leaves out is wired here from the shared keys (`corpus`, `model`, `workdir`).
@@ -179,6 +179,21 @@ STAGES: dict[str, Stage] = {
                 "val": "${workdir}/prep/val_mined.automodel.json",
                 "model": "${model}",
                 "output": "${workdir}/finetune",
+                "cache": "${workdir}/cache",
+                "seed": "${seed}",
+            },
+            optional=True,
+        ),
+        Stage(
+            "eval",
+            "a test set and systems -> retrieval metrics, intervals and comparisons",
+            "raycurate.evaluate.config:EvalConfig",
+            "raycurate.evaluate.stage:run",
+            "raycurate.evaluate.stage:state",
+            wiring={
+                "input": "${workdir}/prep/eval_beir",
+                "model": "${model}",
+                "output": "${workdir}/eval",
                 "cache": "${workdir}/cache",
                 "seed": "${seed}",
             },

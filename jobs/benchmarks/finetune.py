@@ -203,8 +203,10 @@ class Comparison:
                 self.found.setdefault(system, []).append(self._trained(system, seed, self.rate, self.test))
 
     def _trained(self, system: str, seed: int, rate: float, judge: Judge) -> dict[str, Any]:
-        names = ("temperature", "epochs", "batch", "precision", "sampler", "device")
+        names = ("temperature", "epochs", "batch", "precision", "device")
         given = {name: getattr(self.options, name) for name in names}
+        order = "sampler" if system == PEER else "length_window"
+        given[order] = getattr(self.options, order)
         said = {"system": system, "seed": seed, "learning_rate": rate, **given}
 
         def train(work: str) -> dict[str, Any]:
@@ -279,6 +281,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--sampler", default="no_duplicates", help="sentence-transformers' batch sampler")
+    parser.add_argument("--length-window", type=int, default=1, help="batches among which ours sorts by length")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--out", default="benchmark-finetune.json")
     parser.add_argument("--work", default="runs/benchmark-finetune", metavar="FOLDER", help="what is done is kept here")

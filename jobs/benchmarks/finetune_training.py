@@ -63,6 +63,7 @@ def train_ours(task: dict[str, Any]) -> Outcome:
         schedule="linear",
         warmup_ratio=WARMUP,
         global_batch_size=task["batch"],
+        length_window=task["length_window"],
         seed=task["seed"],
         precision=task["precision"],
         checkpoint_every_steps=1_000_000_000,  # as the other side: none before the end

@@ -1,8 +1,7 @@
 """How well a checkpoint searches: nDCG@10 and recall over the whole corpus of a test set, on its dev questions.
 
-Checkpoints are chosen by this, so the test questions are never read here. It embeds, searches and counts by what mining
-and evaluation use (embed/cache.py, search/, evaluate/metrics.py), under the contract of the checkpoint's own files;
-scores are inner products of the vectors as the model gives them, which is what it was trained by.
+Checkpoints are chosen by this, so the test questions are never read here. It embeds, searches and counts as
+`raycurate eval` does (evaluate/retrieve.py, evaluate/metrics.py), under the contract of the checkpoint's own files.
 
     evaluate_dev("s3://bucket/run/checkpoints/epoch_0_step_100/model/consolidated", DevOptions(eval_beir, work))
 
@@ -15,26 +14,18 @@ Ray Train's log only, and its checkpoint has no metrics: whoever chooses by them
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from raycurate.core import storage
-from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError, InputError
 from raycurate.core.observe import get_logger
 from raycurate.data.beir import BeirData, read_beir
-from raycurate.embed.cache import Embedded, Texts, embed_texts
-from raycurate.encoders.base import is_url
 from raycurate.evaluate.metrics import Metrics, evaluate_hits
+from raycurate.evaluate.retrieve import DenseModel, depth_of, retrieve
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint
-
-    from raycurate.core.contract import EmbeddingContract
 
 log = get_logger(__name__)
 
@@ -43,7 +34,6 @@ METRICS = {"dev_ndcg10": "NDCG@10", "dev_recall10": "Recall@10", "dev_recall100"
 """What `evaluate_dev` returns, and the names of the same in BEIR."""
 
 _CUTS = (10, 100)
-_ROLES = ("query", "document")
 
 
 @dataclass(frozen=True)
@@ -103,23 +93,9 @@ def evaluate_dev(model: str, options: DevOptions) -> dict[str, float]:
 
 def judge(model: str, data: BeirData, options: DevOptions) -> Metrics:
     """Search the corpus of `data` for its questions with a model, and judge what comes; see `evaluate_dev`."""
-    models = _models(model)
-    contracts = {role: _contract(models[role], options.encoder) for role in _ROLES}
-    ids, texts = _documents(data.corpus, contracts["document"].document_template)
-    # By falling id, since of equal scores the search keeps the first and trec_eval ranks the larger id first.
-    order = pc.array_sort_indices(ids, order="descending").to_numpy().astype(np.int64)
-    asked = [contract.identity() for contract in contracts.values()]
-    work = storage.join(options.work, fingerprint([asked, asdict(options), data.queries["_id"].to_pylist()]))
-    given = {
-        "document": Texts("documents", texts, "document", order, options.document_prefix),
-        "query": Texts("queries", data.queries["text"], "query", None, options.query_prefix),
-    }
-    embedded = _embed(given, models, options, work)
-    rows_QK, scores_QK = _search(embedded, _depth(data, ids), options.encoder)
-    storage.delete(work)
-    names_QK = np.asarray(ids.to_pylist(), object)[order][rows_QK]
-    names_QK[rows_QK < 0] = None
-    return evaluate_hits(data.qrels, data.queries["_id"].to_pylist(), names_QK, scores_QK, k_values=_CUTS)
+    asked = DenseModel(model, options.encoder, options.query_prefix, options.document_prefix)
+    found = retrieve(asked, data, depth_of(data, max(_CUTS)), cache=options.cache, work=options.work)
+    return evaluate_hits(data.qrels, found.query_ids, found.document_ids_QK, found.scores_QK, k_values=_CUTS)
 
 
 def checkpoint_uri(checkpoint: Checkpoint) -> str:
@@ -145,65 +121,3 @@ def checkpoint_uri(checkpoint: Checkpoint) -> str:
         where=str(path),
         fix="Store the run in a folder, or on S3, GCS or another store that fsspec knows",
     )
-
-
-def _models(model: str) -> dict[str, str]:
-    """The model of each role: two where the encoders are separate."""
-    apart = {role: storage.join(model, role) for role in _ROLES}
-    named = is_url(model) or model.startswith(("python:", "hf://"))  # no folder to look into
-    if not named and all(storage.exists(storage.join(folder, "config.json")) for folder in apart.values()):
-        return apart
-    return dict.fromkeys(_ROLES, model)
-
-
-def _contract(model: str, encoder: dict[str, Any]) -> EmbeddingContract:
-    from raycurate.embed.config import EmbedConfig
-    from raycurate.embed.model import read_contract
-
-    values = {**encoder, "model": model, "input": "(texts)", "output": "(cache)"}
-    return read_contract(EmbedConfig.parse(values, where=f"options of the encoder {model}"))
-
-
-def _documents(corpus: pa.Table, template: str) -> tuple[pa.Array, pa.ChunkedArray]:
-    """Ids and texts of the documents that have a text; one without can never be found."""
-    from raycurate.embed.operators import fill_template
-
-    pairs = zip(corpus["title"].to_pylist(), corpus["text"].to_pylist(), strict=True)
-    texts = pa.array([fill_template(template, title, text) for title, text in pairs], pa.large_string())
-    there = pc.not_equal(pc.utf8_trim_whitespace(texts), "")
-    if not pc.any(there).as_py():
-        raise InputError("there is no document with a text to search", where="corpus.jsonl")
-    return pc.filter(corpus["_id"].combine_chunks(), there), pa.chunked_array([texts.filter(there)])
-
-
-def _depth(data: BeirData, ids: pa.Array) -> int:
-    """Hits a question: one more where a question's own id may be among them, which is passed over as BEIR does."""
-    own = pc.any(pc.is_in(data.queries["_id"], value_set=ids)).as_py()
-    return min(max(_CUTS) + bool(own), len(ids))
-
-
-def _embed(given: dict[str, Texts], models: dict[str, str], options: DevOptions, work: str) -> dict[str, Embedded]:
-    """Vectors of both roles: in one stream, unless the encoders are two."""
-    encoder, folder = options.encoder, storage.join(work, "vectors")
-    cache = options.cache or storage.join(work, "cache")
-    if models["query"] == models["document"]:
-        both = embed_texts(list(given.values()), models["query"], encoder, cache=cache, folder=folder, unit=False)
-        return dict(zip(given, both, strict=True))
-    return {
-        role: embed_texts([texts], models[role], encoder, cache=cache, folder=storage.join(folder, role), unit=False)[0]
-        for role, texts in given.items()
-    }
-
-
-def _search(embedded: dict[str, Embedded], depth: int, encoder: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """int64 and float32 [Q, depth]: numbers of the documents, -1 where there are fewer, and scores."""
-    from raycurate.search import search
-
-    device = "cpu" if encoder.get("device") == "cpu" else "auto"
-    queries, documents = embedded["query"].vectors, embedded["document"].vectors
-    rows, scores = [], []
-    for piece in queries.pieces(0, len(queries)):
-        for _, hits in search(queries.read(piece), documents, depth, device=device):
-            rows.append(hits.rows_QK)
-            scores.append(hits.scores_QK)
-    return np.concatenate(rows), np.concatenate(scores)

@@ -49,9 +49,6 @@ log = get_logger(__name__)
 
 def stage_key(config: FinetuneConfig) -> StageKey:
     """What decides the result: the data's files, the model, the options that affect it."""
-    from raycurate.encoders.fetch import fetch_encoder
-    from raycurate.finetune.backbones import training_contract
-
     entries = []
     for sources in (config.train, config.val):
         if sources is None:
@@ -62,15 +59,28 @@ def stage_key(config: FinetuneConfig) -> StageKey:
     if config.dev is not None:
         names = ("corpus.jsonl", "queries.jsonl", "qrels/dev.tsv")
         entries += [entry for name in names for entry in storage.list_files(storage.join(config.dev, name))]
-    contract = training_contract(fetch_encoder(config.encoder_options()), config.model_options())
+    contract, *others = _contracts(config)
     return StageKey(
         stage="finetune",
         algorithm_version=ALGORITHM_VERSION,
         input_fingerprint=fingerprint(
-            [listing_fingerprint(entries), contract.identity(), *_teachers(config, contract)]
+            [listing_fingerprint(entries), contract.identity(), *others, *_teachers(config, contract)]
         ),
         options=config.result_keys(),
     )
+
+
+def _contracts(config: FinetuneConfig) -> list[Any]:
+    """The contract of the documents' encoder, and the identity of the questions' where that is another."""
+    from raycurate.encoders.fetch import fetch_encoder
+    from raycurate.finetune.backbones import training_contract
+
+    options, model = config.encoder_options(), config.model_options()
+    document, query = (
+        training_contract(fetch_encoder(options.model_copy(update={"role": role})), model)
+        for role in ("document", "query")
+    )
+    return [document] if document.identity() == query.identity() else [document, query.identity()]
 
 
 def _teachers(config: FinetuneConfig, student: EmbeddingContract) -> list[str]:
