@@ -1,4 +1,4 @@
-"""The command line: one sub-command a stage, and run, info, submit, verify.
+"""The command line: one sub-command a stage, and run, info, report, submit, verify.
 
 Options are `key=value`, the same names as in recipes; `raycurate STAGE --help` lists them from the stage's
 own model. Nothing heavy is imported before it is known what to do.
@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--decision", choices=["survivor", "earlier"], help="default: as it was decided")
     again.add_argument("--address", help="address of a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
     again.set_defaults(handler=_rethreshold)
+    _add_report(commands)
     _add_submit(commands)
     return parser
 
@@ -128,6 +129,14 @@ def _common(command: argparse.ArgumentParser, *, recipe_required: bool = False) 
     command.add_argument("overrides", nargs="*", metavar="key=value", help="options, laid over the recipe")
     command.add_argument("--address", help="address of a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
     command.add_argument("-v", "--verbose", action="store_true", help="debug messages")
+
+
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser("report", help="write one HTML page about the stages that have run")
+    report.add_argument("workdir", help="the recipe's workdir, or the output folder of a stage")
+    report.add_argument("--out", metavar="FILE", help="where to write it (default: WORKDIR/report.html)")
+    report.add_argument("--title", help="of the page (default: the folder's name)")
+    report.set_defaults(handler=_report)
 
 
 def _add_submit(commands: Any) -> None:
@@ -269,6 +278,10 @@ def _run_pipeline(options: argparse.Namespace) -> int:
         recipe, first=options.first, last=options.last, force=options.force, start_ray=lambda: _connect(options)
     ):
         print(f"\n== {stage.name}{' (done before)' if result.skipped else ''}\n{result.summary()}", flush=True)
+    if "workdir" in recipe.values:
+        from raycurate.report.terminal import closing
+
+        print(f"\n== all\n{closing(recipe.shared()['workdir'])}")
     return 0
 
 
@@ -297,6 +310,13 @@ def _verify(options: argparse.Namespace) -> int:
     manifest = require_whole(options.folder)
     rows = sum(f.rows or 0 for f in manifest.files)
     print(f"{options.folder}: whole; stage {manifest.key.stage}, {len(manifest.files)} files, {rows:,} rows")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from raycurate.report import write_report
+
+    print(write_report(options.workdir, options.out, options.title).summary())
     return 0
 
 

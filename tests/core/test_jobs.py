@@ -199,13 +199,14 @@ def test_this_machine_is_told_from_others() -> None:
     assert not jobs._is_this_machine("8.8.8.8") and not jobs._is_this_machine("no-such-host.invalid")
 
 
-def test_the_thin_driver_is_the_stages_command_line() -> None:
+@pytest.mark.parametrize("stage", ["embed", "kmeans", "dedup", "mine", "prep", "finetune", "eval"])
+def test_the_thin_driver_is_the_stages_command_line(stage: str) -> None:
     done = subprocess.run(
-        [sys.executable, "jobs/embed.py", "--help"],
+        [sys.executable, f"jobs/{stage}.py", "--help"],
         cwd=ROOT,
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and "raycurate embed" in done.stdout and "batch" in done.stdout, done.stderr
-    assert len((ROOT / "jobs" / "embed.py").read_text().splitlines()) < 40
+    assert done.returncode == 0 and f"raycurate {stage}" in done.stdout and "output" in done.stdout, done.stderr
+    assert len((ROOT / "jobs" / f"{stage}.py").read_text().splitlines()) < 40

@@ -21,8 +21,7 @@ HASHED: dict[str, Any] = {"engine": "tests.embed.hashing:HashEncoder", "concurre
 WORDS = ["rain", "stone", "bridge", "dawn", "cloud", "river", "house", "wind"]
 
 
-@pytest.fixture
-def beir(tmp_path: Path) -> str:
+def write_set(tmp_path: Path) -> str:
     """60 questions of two words; the relevant document has them and one more."""
     draw = np.random.default_rng(0)
     documents = [" ".join(draw.choice(WORDS, 3)) + f" number{i}" for i in range(70)]
@@ -34,6 +33,11 @@ def beir(tmp_path: Path) -> str:
         qrels={"test": {f"q{i}": {f"d{i}": 1, "empty": 0} for i in range(60)}},
     )
     return str(tmp_path / "beir")
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> str:
+    return write_set(tmp_path)
 
 
 def config(beir: str, folder: Path, **options: Any) -> EvalConfig:

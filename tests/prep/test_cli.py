@@ -30,7 +30,7 @@ def test_show_needs_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
 def test_prep_of_the_shipped_recipe_is_wired_to_what_comes_before() -> None:
     recipe = load_recipe("quickstart", [], stages=STAGES, stage=None)
     names = [stage.name for stage in selected(recipe)]
-    assert names == ["sample-corpus", "embed", "kmeans", "dedup", "prep", "finetune"]
+    assert names == ["sample-corpus", "embed", "kmeans", "dedup", "prep", "finetune", "eval"]
     config = STAGES["prep"].config(recipe)
     assert (config.output, config.cache) == ("runs/quickstart/prep", "runs/quickstart/cache")
     assert config.groups == "runs/quickstart/dedup" and config.model == STAGES["embed"].config(recipe).model
