@@ -12,6 +12,8 @@ rate, schedule, temperature, dropout and precision; sentence-transformers uses M
   sentence-transformers            the same
   raycurate, no mined negatives    in-batch negatives only
   raycurate, false negatives       in-batch and mined ones, but for columns that score above 0.95 of the positive
+  raycurate, rank-local negatives  as the first, by two ranks that each see the passages of their half of the batch:
+                                   what is lost without the negatives of other ranks
 
 Of several --learning-rates the one with the best nDCG@10 on the dev questions is taken (ours, first seed). Each
 training runs in a process of its own; its seconds hold tokenizing and all steps (ours also the model's loading), not

@@ -21,7 +21,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 OURS, PEER = "raycurate", "sentence-transformers"
 UNMINED, MASKED = "raycurate, no mined negatives", "raycurate, false negatives"
-SYSTEMS = (OURS, PEER, UNMINED, MASKED)
+LOCAL = "raycurate, rank-local negatives"
+SYSTEMS = (OURS, PEER, UNMINED, MASKED, LOCAL)
+RANKS = 2  # of LOCAL
 WARMUP, DECAY = 0.1, 0.01
 
 
@@ -161,9 +163,29 @@ def columns(task: dict[str, Any]) -> dict[str, list[str]]:
 
 def run_task(path: str) -> None:
     """One training, in the process that `in_process` started for it."""
+    import torch.multiprocessing as mp
+
     task = json.loads(Path(path).read_text())
+    if task["system"] == LOCAL:
+        mp.spawn(train_rank, args=(path, task), nprocs=RANKS)
+        return
     outcome = (train_peer if task["system"] == PEER else train_ours)(task)
     Path(path).write_text(json.dumps(vars(outcome)))
+
+
+def train_rank(rank: int, path: str, task: dict[str, Any]) -> None:
+    """One of two ranks that share the batch, each with the passages of its own half for negatives."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    work = Path(task["work"])
+    dist.init_process_group("gloo", init_method=f"file://{work}/rendezvous", rank=rank, world_size=RANKS)
+    outcome = train_ours(task)
+    if rank == 0:
+        Path(path).write_text(json.dumps(vars(outcome)))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
