@@ -13,6 +13,7 @@ from tests.clusters import head_node
 from tests.processes import ROOT
 
 
+@pytest.mark.slow
 def test_submit_a_whole_recipe(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     lines = [json.dumps({"text": f"text {i % 40}"}) for i in range(50)]

@@ -11,9 +11,10 @@ import pytest
 
 from raycurate.cli import main
 from raycurate.core.errors import ConfigError, InputError
-from raycurate.data.beir import write_beir
+from raycurate.data.beir import read_beir, write_beir
 from raycurate.evaluate.config import EvalConfig
 from raycurate.evaluate.stage import DriftError, evaluate, run, state
+from raycurate.evaluate.systems import read_hits
 from tests.embed.hashing import hash_vector
 from tests.encoders.server import serving
 
@@ -70,6 +71,7 @@ def test_what_it_writes(beir: str, tmp_path: Path) -> None:
     assert main(["verify", str(tmp_path / "eval")]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_smaller_vectors(beir: str, tmp_path: Path) -> None:
     """Of 16 buckets the first 4, re-scored bytes, and bits alone, all from the one set of vectors in the cache."""
@@ -86,6 +88,27 @@ def test_smaller_vectors(beir: str, tmp_path: Path) -> None:
     assert result.metric("short", "NDCG@10") < result.metric("base", "NDCG@10")
     with pytest.raises(ConfigError, match="17"):
         run(config(beir, tmp_path / "other", systems={"long": {"model": "hash", "dimensions": 17}}))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_model_of_many_vectors_is_searched_by_maxsim(beir: str, tmp_path: Path) -> None:
+    """Each word has a vector of length one: a question scores the number of its words whose bucket a document has."""
+    encoder = {**HASHED, "engine": "tests.embed.hashing:HashTokens"}
+    result = run(config(beir, tmp_path / "eval", encoder=encoder, bm25=False))
+    assert result.metadata["systems"]["base"]["kind"] == "multi_vector"
+    data = read_beir(beir)
+    texts = {row["_id"]: row["text"].split() for row in data.corpus.to_pylist() if row["text"].strip()}
+    buckets = {name: {int(hash_vector(word).argmax()) for word in words} for name, words in texts.items()}
+    hits = read_hits(str(tmp_path / "eval" / "hits" / "base.parquet"), data)
+    for row, text in enumerate(data.queries["text"].to_pylist()):
+        asked = [int(hash_vector(word).argmax()) for word in text.split()]
+        scores = {name: sum(bucket in found for bucket in asked) for name, found in buckets.items()}
+        best = sorted(scores, key=lambda name: (scores[name], name), reverse=True)
+        assert hits.document_ids_QK[row, : len(best)].tolist() == best
+    short = {"base2": {"model": "hash", "dimensions": 4}}
+    with pytest.raises(ConfigError, match="searched with whole vectors only"):
+        run(config(beir, tmp_path / "other", encoder=encoder, bm25=False, systems=short, eval_base=False))
 
 
 @pytest.mark.usefixtures("local_ray")
