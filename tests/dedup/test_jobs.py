@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from raycurate.core.manifest import require_whole
 from tests.clusters import head_node
 from tests.processes import ROOT
