@@ -23,6 +23,7 @@ from typing import Any
 from raycurate.core import storage
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError, InputError, nearest, require
+from raycurate.core.manifest import listing_fingerprint
 from raycurate.data.beir import splits_of, write_beir
 
 BEIR_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{}.zip"
@@ -90,12 +91,8 @@ def _from_beir(name: str, cache_dir: str | None) -> str:
         shutil.rmtree(aside, ignore_errors=True)
     if not splits_of(str(folder)):
         inner = sorted(path.name for path in folder.glob("*") if splits_of(str(path)))
-        raise InputError(f"beir:{name} is a folder of {', '.join(inner)}", where=source_of(name), fix=_one_of(inner))
+        raise InputError(f"beir:{name} is a folder of {', '.join(inner)}", where=f"beir:{name}", fix=_one_of(inner))
     return str(folder)
-
-
-def source_of(name: str) -> str:
-    return f"beir:{name}"
 
 
 def _one_of(inner: list[str]) -> str:
@@ -104,7 +101,7 @@ def _one_of(inner: list[str]) -> str:
 
 def _from_mteb(name: str, cache_dir: str | None) -> str:
     local = os.path.isdir(name)
-    mark: Any = [os.path.abspath(name), storage_mark(name)] if local else name
+    mark = [os.path.abspath(name), listing_fingerprint(storage.list_files(name))] if local else [name]
     folder = str(_cache(cache_dir) / "mteb" / fingerprint(mark))
     done = storage.join(folder, "converted.json")
     if not storage.exists(done):
@@ -115,10 +112,6 @@ def _from_mteb(name: str, cache_dir: str | None) -> str:
             write_beir(folder, corpus=_rows(parts["corpus"], name), queries=_rows(parts["queries"], name), qrels=qrels)
         storage.write_text(done, json.dumps({"from": name}) + "\n")
     return folder
-
-
-def storage_mark(folder: str) -> list[tuple[str, int, int | None]]:
-    return sorted((entry.path, entry.size, entry.mtime_ns) for entry in storage.list_files(folder))
 
 
 def _load(datasets: Any, name: str, part: str, arrow: str) -> Any:
