@@ -36,9 +36,9 @@ def test_submit_an_evaluation(tmp_path: Path) -> None:
         assert first.returncode == 0, first.stdout + first.stderr
         assert "60 questions over 71 documents" in first.stdout
         assert require_whole(str(tmp_path / "eval")).counts["systems"] == 3
-        missing = submit("model=hash", "finetuned=/nowhere/tuned", "overwrite=true")
-        assert missing.returncode != 0
-        assert "the system 'finetuned'" in missing.stdout
+        wrong = submit("model=hash", "split=tets", "overwrite=true")
+        assert wrong.returncode != 0
+        assert "Did you mean 'test'?" in wrong.stdout
 
 
 @pytest.mark.slow
