@@ -27,6 +27,7 @@ class Stage:
         config_path, run_path, state_path, plan_path: "module:name", imported when needed; plan_path is what
             `--dry-run` prints for a stage that is laid out over a cluster.
         wiring: option -> reference into the recipe, used when the recipe's section has no value for it.
+        takes: option -> stage whose output it is, likewise, when the recipe has a section for that stage.
         optional: True when it runs as part of `raycurate run` only if the recipe has its section.
         needs_ray: False when it runs on the driver alone.
     """
@@ -38,6 +39,7 @@ class Stage:
     state_path: str
     plan_path: str | None = None
     wiring: dict[str, str] = field(default_factory=dict)
+    takes: dict[str, str] = field(default_factory=dict)
     optional: bool = False
     needs_ray: bool = True
 
@@ -52,6 +54,9 @@ class Stage:
             root = reference.removeprefix("${").split("}")[0]
             if option not in values and root in recipe.values:
                 values[option] = resolve(reference, recipe.values, recipe.source)
+        for option, name in self.takes.items():
+            if option not in values and name in recipe.values:
+                values[option] = STAGES[name].values(recipe).get("output")
         return values
 
     def config(self, recipe: Recipe) -> Any:
@@ -197,6 +202,7 @@ STAGES: dict[str, Stage] = {
                 "cache": "${workdir}/cache",
                 "seed": "${seed}",
             },
+            takes={"finetuned": "finetune"},
             optional=True,
         ),
     )

@@ -38,3 +38,11 @@ def test_prep_of_the_shipped_recipe_is_wired_to_what_comes_before() -> None:
         config.hard_negatives_to_mine == 5
         and STAGES["mine"].config_class.model_fields["hard_negatives_to_mine"].default == 20
     )
+
+
+def test_eval_takes_the_recipes_own_training() -> None:
+    recipe = load_recipe("quickstart", ["finetune.output=elsewhere/tuned"], stages=STAGES, stage=None)
+    assert STAGES["eval"].config(recipe).dense_names == ["base", "finetuned"]
+    assert STAGES["eval"].config(recipe).finetuned == "elsewhere/tuned"
+    del recipe.values["finetune"]
+    assert STAGES["eval"].config(recipe).dense_names == ["base"]
