@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from raycurate.data.beir import BeirData
+from raycurate.evaluate.config import BASE, BM25, FINETUNED
 from raycurate.evaluate.lexical import ranked
 from raycurate.evaluate.metrics import K_VALUES, Metrics, evaluate_hits
 from raycurate.evaluate.retrieve import Retrieved
@@ -244,11 +245,11 @@ def _changes(
     data: BeirData, runs: Mapping[str, Retrieved], metrics: Mapping[str, Metrics], options: CompareOptions
 ) -> list[dict[str, Any]]:
     """The questions whose metric rose or fell most from the first model to the second, gains first."""
-    models = [name for name in ("base", "finetuned") if name in runs] or []
-    others = [name for name in runs if name not in ("bm25", *models) and "+" not in name]
-    against, system = [*models, *others, None, None][:2]
-    if against is None or system is None or not options.changes:
+    known = [name for name in (BASE, FINETUNED) if name in runs]
+    others = [name for name in runs if name not in (BM25, *known) and "+" not in name]
+    if len(models := known + others) < 2 or not options.changes:
         return []
+    against, system = models[:2]
     before_Q, after_Q = (metrics[name].per_query[options.metric].to_numpy() for name in (against, system))
     judged = metrics[system].per_query["query_id"].to_pylist()
     differences_Q = after_Q - before_Q
