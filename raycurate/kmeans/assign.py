@@ -34,22 +34,27 @@ _MOST_OPEN = 8  # open centroids a point, on average, from which a float32 produ
 class Centroids:
     """Centroids made ready for many blocks of points.
 
-    centres_KD: float32. halves_K: ||c||^2 / 2. rough_GE: in bfloat16, a whole number of groups, with -||c||^2 / 2 in
-    two further columns (its bfloat16 value and the rest), so that one product gives the scores; None for float32
-    throughout. slack: (largest ||c||, largest ||c - rough c||, largest error of the two columns).
+    centres_KD: float32. exact_KE: float64, with -||c||^2 / 2 in one further column. halves_K: ||c||^2 / 2, float32.
+    rough_GE: in bfloat16, a whole number of groups, with -||c||^2 / 2 in two further columns (its bfloat16 value and
+    the rest), so that one product gives the scores; None for float32 throughout. slack: (largest ||c||, largest
+    ||c - rough c||, largest error of the two columns).
     """
 
     centres_KD: Tensor
+    exact_KE: Tensor
     halves_K: Tensor
     rough_GE: Tensor | None
     slack: tuple[float, float, float]
 
     @classmethod
     def of(cls, centres_KD: Tensor, *, rough: bool) -> Centroids:
-        halves_K = centres_KD.double().square().sum(1).div(2).float()
-        if not rough or len(centres_KD) < _GROUP:
-            return cls(centres_KD, halves_K, None, (0.0, 0.0, 0.0))
         k, dim = centres_KD.shape
+        exact_KE = torch.empty(k, dim + 1, dtype=torch.float64, device=centres_KD.device)
+        exact_KE[:, :-1] = centres_KD
+        exact_KE[:, -1] = exact_KE[:, :-1].square().sum(1).div(-2)
+        halves_K = -exact_KE[:, -1].float()
+        if not rough or k < _GROUP:
+            return cls(centres_KD, exact_KE, halves_K, None, (0.0, 0.0, 0.0))
         rough_GE = torch.zeros(-(-k // _GROUP) * _GROUP, _padded(dim), dtype=torch.bfloat16, device=centres_KD.device)
         rough_GE[:k, :dim] = centres_KD
         rough_GE[:k, dim] = -halves_K
@@ -58,7 +63,7 @@ class Centroids:
         lost_K = (centres_KD - rough_GE[:k, :dim].float()).norm(dim=1)
         left_K = (-halves_K - rough_GE[:k, dim : dim + 2].float().sum(1)).abs()
         slack = (float(centres_KD.norm(dim=1).max()), float(lost_K.max()), float(left_K.max()))
-        return cls(centres_KD, halves_K, rough_GE, slack)
+        return cls(centres_KD, exact_KE, halves_K, rough_GE, slack)
 
     def __len__(self) -> int:
         return len(self.centres_KD)

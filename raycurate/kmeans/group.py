@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raycurate.kmeans.torch_engine import Fit
 
 log = logging.getLogger(__name__)
+_PINGS = "pings"  # a worker's thread beside the one that computes
 _PING_S = 30.0  # a worker that does not answer for so long is taken for lost
 
 
@@ -123,6 +124,12 @@ class KMeansGroup:
             ray.util.remove_placement_group(self._placement)
             self._placement = None
 
+    def process_ids(self) -> list[int]:
+        """Of each worker, also while it computes; raises RayActorError or GetTimeoutError when one is lost."""
+        import ray
+
+        return ray.get([w.ping.options(concurrency_group=_PINGS).remote() for w in self.workers], timeout=_PING_S)
+
     def _count(self, what: str, fix: str, error: Exception) -> None:
         """One failure more; raises when that is one too many."""
         self.failures += 1
@@ -162,8 +169,9 @@ class KMeansGroup:
                 fix="Use fewer workers (num_workers) or give each less (actors.num_cpus)",
             )
         extra = {name: value for name, value in (plan.remote_args or {}).items() if name != "label_selector"}
-        actor = ray.remote(KMeansWorker)
-        extra |= {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "max_concurrency": 2}  # one call and a ping
+        # Calls run one after the other in one thread, which finds the memory again that reading freed; pings beside it.
+        actor = ray.remote(concurrency_groups={_PINGS: 1})(KMeansWorker)  # type: ignore[call-overload]  # not declared
+        extra |= {"num_cpus": plan.cpus, "num_gpus": plan.gpus}
         for bundle in range(size):
             strategy = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=bundle)
             self.workers.append(actor.options(scheduling_strategy=strategy, **extra).remote(plan.threads))
@@ -220,7 +228,7 @@ class KMeansGroup:
                 found = user_error(error)
                 if found is not None:
                     raise found from error
-                ray.get([worker.ping.remote() for worker in self.workers], timeout=_PING_S)  # raises for one lost
+                self.process_ids()  # raises for one lost
                 raise
         return ray.get(calls)
 

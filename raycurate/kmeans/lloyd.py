@@ -62,7 +62,7 @@ def lloyd(
             moved_KD[empty_K] = done.centroids[empty_K]
             farthest = points.farthest(done.centroids, int(empty_K.sum()), group)
             moved_KD[empty_K.nonzero()[: len(farthest), 0]] = farthest
-        shift = float((moved_KD - done.centroids).double().square().sum())
+        shift = float(torch.linalg.vector_norm(moved_KD - done.centroids, dtype=torch.float64)) ** 2
         settled = done.inertia > 0 and inertia / done.inertia > 1 - tol  # False for the NaN before the first
         stopped = not bool(empty_K.any()) and (shift < tol or settled)
         done = Iteration(number, moved_KD, inertia, shift, stopped)
@@ -96,7 +96,7 @@ class Labelled:
 
         Returns:
             Over all ranks: sums [K, D] (float64) and counts [K] of the points by centroid, and the inertia,
-            sum ||x||^2 - 2 sum_k c_k . sum_k + sum_k n_k ||c_k||^2, in float64.
+            sum ||x||^2 - 2 sum_k (c_k . sum_k - n_k ||c_k||^2 / 2), in float64.
         """
         ready, own = Centroids.of(centroids_KD, rough=self._rough), 0.0
         for number, (_, chunk_BD) in enumerate(self._points.chunks()):
@@ -107,9 +107,8 @@ class Labelled:
         if self._squares is None:
             self._squares = float(group.sum(torch.tensor([own], dtype=torch.float64)))
         sums_KE = group.sum(self._sums_KE)
-        sums_KD, counts_K, centres_KD = sums_KE[:, :-1], sums_KE[:, -1], centroids_KD.double()
-        spread = counts_K @ centres_KD.square().sum(1) - 2 * (centres_KD * sums_KD).sum()
-        return sums_KD, counts_K, max(0.0, self._squares + float(spread))
+        nearness = torch.dot(ready.exact_KE.view(-1), sums_KE.view(-1))
+        return sums_KE[:, :-1], sums_KE[:, -1], max(0.0, self._squares - 2 * float(nearness))
 
     def farthest(self, centroids_KD: Tensor, count: int, group: Collective) -> Tensor:
         """The `count` points farthest from the centroids they were last moved to (of equals, those that come first),

@@ -137,6 +137,8 @@ class KMeansWorker:
     def join(self, meeting: Meeting, rank: int, size: int, device: str, timeout_s: float) -> None:
         """Become member `rank` of `size`; raises what the engine's `join` raises."""
         self.rank = rank
+        if rank == 0:
+            self._gauges = _gauges()
         with self._leaving_when_it_fails():
             self.engine.join(meeting, rank, size, device=device, timeout_s=timeout_s)
 
@@ -166,19 +168,25 @@ class KMeansWorker:
 
     def _tell(self, done: Iteration, engine: str) -> None:
         """Log an iteration, and show it at Ray's metrics endpoint; rank 0 speaks for all."""
-        import ray
-
         if self.rank != 0:
             return
         log.info("kmeans: iteration %d, inertia %.6g, shift %.3g", done.number, done.inertia, done.shift)
-        if not ray.is_initialized():
-            return
-        for name, what, value in (
-            ("raycurate_kmeans_iteration", "iterations of k-means done", done.number),
-            ("raycurate_kmeans_inertia", "sum of squared distances to the nearest centroid", done.inertia),
-        ):
-            if name not in self._gauges:
-                from ray.util.metrics import Gauge
+        values = {"iteration": float(done.number), "inertia": done.inertia}
+        for name, gauge in self._gauges.items():
+            gauge.set(values[name], tags={"stage": "kmeans", "engine": engine})
 
-                self._gauges[name] = Gauge(name, what, tag_keys=("stage", "engine"))
-            self._gauges[name].set(float(value), tags={"stage": "kmeans", "engine": engine})
+
+def _gauges() -> dict[str, Any]:
+    """What Ray's metrics endpoint shows of a fit; nothing outside of Ray."""
+    import ray
+    from ray.util.metrics import Gauge
+
+    if not ray.is_initialized():
+        return {}
+    return {
+        name: Gauge(f"raycurate_kmeans_{name}", what, tag_keys=("stage", "engine"))
+        for name, what in (
+            ("iteration", "iterations of k-means done"),
+            ("inertia", "sum of squared distances to the nearest centroid"),
+        )
+    }

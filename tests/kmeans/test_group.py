@@ -69,7 +69,6 @@ def test_two_workers_give_what_one_gives(tmp_path: Path, fractions: dict[str, fl
 @on_ray
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path: Path) -> None:
     """One worker dies by kill -9 after some iterations; the new group starts from the saved ones."""
-    import ray
 
     (tmp_path / "in").mkdir()
     pieces = vectors(tmp_path / "in", rows=20_000, k=100, group=5000)
@@ -81,7 +80,7 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path: Path) 
     def disturb() -> None:
         while (saved := load(state, k=100, dim=16)) is None or saved.iteration < 5:
             time.sleep(0.02)
-        os.kill(ray.get(group.workers[1].ping.remote()), signal.SIGKILL)
+        os.kill(group.process_ids()[1], signal.SIGKILL)
 
     killer = threading.Thread(target=disturb, daemon=True)
     killer.start()
