@@ -56,7 +56,7 @@ def lloyd(
     done = Iteration(start, centroids_KD, last_inertia, 0.0, False)
     for number in range(start + 1, max_iter + 1):
         sums_KD, counts_K, inertia = points.move_to(done.centroids, group)
-        moved_KD = (sums_KD / counts_K.clamp_min(1)[:, None]).float()
+        moved_KD = sums_KD / counts_K.clamp_min(1)[:, None]
         empty_K = counts_K == 0
         if empty_K.any():
             moved_KD[empty_K] = done.centroids[empty_K]
@@ -78,7 +78,8 @@ class Labelled:
 
     From one iteration to the next most labels stay, so the sums are not made anew: a point whose label changes is
     taken from one and added to the other. They are float64, so that nothing is left behind, and so that their order
-    (and how the points are spread over ranks) hardly matters.
+    (and how the points are spread over ranks) hardly matters; rounded to float32, as centroids are, they are added
+    over the ranks.
     """
 
     def __init__(self, points: Points, k: int, *, rough: bool) -> None:
@@ -95,7 +96,7 @@ class Labelled:
         """Each point to the nearest of these centroids.
 
         Returns:
-            Over all ranks: sums [K, D] (float64) and counts [K] of the points by centroid, and the inertia,
+            Over all ranks: sums [K, D] and counts [K] of the points by centroid, float32, and the inertia,
             sum ||x||^2 - 2 sum_k (c_k . sum_k - n_k ||c_k||^2 / 2), in float64.
         """
         ready, own = Centroids.of(centroids_KD, rough=self._rough), 0.0
@@ -106,8 +107,8 @@ class Labelled:
                 self._update(number, chunk_BD, ready)
         if self._squares is None:
             self._squares = float(group.sum(torch.tensor([own], dtype=torch.float64)))
-        sums_KE = group.sum(self._sums_KE)
-        nearness = torch.dot(ready.exact_KE.view(-1), sums_KE.view(-1))
+        sums_KE = group.sum(self._sums_KE.float())
+        nearness = torch.dot(ready.exact_KE.view(-1), sums_KE.double().view(-1))
         return sums_KE[:, :-1], sums_KE[:, -1], max(0.0, self._squares - 2 * float(nearness))
 
     def farthest(self, centroids_KD: Tensor, count: int, group: Collective) -> Tensor:
