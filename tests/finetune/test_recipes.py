@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raycurate.core.config import load_recipe, shipped_recipes
+from raycurate.core.errors import CapacityError
 from raycurate.finetune.config import FinetuneConfig
 from raycurate.finetune.estimate import Estimate, Setting, estimate_training
 from raycurate.finetune.flops import GIB
@@ -107,3 +109,8 @@ def test_it_fits_the_gpus_it_says(name: str, ranks: int, tmp_path: Path) -> None
     found = estimated(name, tmp_path, ranks)
     print(found.report())
     found.require_fit()
+    # Float32 weights and AdamW's two moments, all sharded, are the least that any training of all weights holds.
+    assert found.outline.trainable == found.outline.parameters > 1e9
+    assert 12 * found.outline.trainable / ranks < found.memory.total <= 79 * GIB
+    with pytest.raises(CapacityError, match="would need"):
+        replace(found, setting=replace(found.setting, memory=found.memory.total - 1)).require_fit()

@@ -11,16 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from raycurate.core import storage
 from raycurate.core.capacity import NodeShape
 from raycurate.core.cluster import environment_versions
 from raycurate.core.errors import CapacityError, ConfigError, InputError, RaycurateError
+from raycurate.kmeans import torch_engine
+from raycurate.kmeans.assign import nearest
 from raycurate.kmeans.checkpoint import load
+from raycurate.kmeans.collective import Alone
 from raycurate.kmeans.group import GroupPlan, KMeansGroup
 from raycurate.kmeans.options import FitOptions
 from raycurate.kmeans.shards import Piece, pieces_of
-from raycurate.kmeans.torch_engine import Fit
+from raycurate.kmeans.torch_engine import Fit, meet, see_that_labels_are_right
 from raycurate.kmeans.worker import KMeansWorker
 from tests.kmeans.test_fit import blobs
 from tests.kmeans.test_shards import write
@@ -126,6 +130,24 @@ def test_a_group_without_a_place_says_so(tmp_path: Path) -> None:
     group = KMeansGroup(plan(2, cpus=50.0, start_s=0.5), vectors(tmp_path), 16)
     with pytest.raises(CapacityError, match=r"no place was found in 0 s for 2 workers of \{'CPU': 50"):
         group.fit(FitOptions(20))
+
+
+def test_kernels_that_label_wrongly_are_found_before_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    see_that_labels_are_right(torch.device("cpu"))
+    monkeypatch.setattr(torch_engine, "nearest", lambda *a: (nearest(*a) + 1) % 128)
+    with pytest.raises(RaycurateError, match=r"farther than its nearest centroid") as error:
+        see_that_labels_are_right(torch.device("cpu"))
+    assert error.value.where == "self-test of k-means on cpu"
+
+
+def test_sums_that_are_wrong_are_found_when_the_workers_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deaf(Alone):
+        size = 2
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *a, **k: None)
+    monkeypatch.setattr(torch_engine, "TorchGroup", Deaf)
+    with pytest.raises(RaycurateError, match=r"the sum over 2 workers is 1\.0"):
+        meet("tcp://127.0.0.1:1", 0, 2, backend="gloo", timeout_s=1.0)
 
 
 def test_no_more_workers_than_shares(tmp_path: Path) -> None:
