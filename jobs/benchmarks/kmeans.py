@@ -13,7 +13,7 @@ in the table. All start from the same random rows. The target is the inertia tha
   raycurate, warm     the same, first fitted to a tenth of the rows
   raycurate, group    two workers of one thread each (Ray actors, Gloo); the fit alone, reading apart
 
-and the group's scaling from one worker of one thread to two, medians of three runs each. What is not
+and the group's scaling from one worker of one thread to two, medians of five runs each. What is not
 installed is left out and named.
 """
 
@@ -33,7 +33,7 @@ import numpy as np
 
 NOISE = 0.1
 WITHIN = 1.001
-REPEATS = 3  # of the group's runs, one worker and two in turn; medians are given
+REPEATS = 5  # of the group's runs, one worker and two in turn; medians are given
 
 
 def load(folder: str, rows: int) -> tuple[np.ndarray, int]:
