@@ -19,11 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from raycurate.core import storage
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError, OutputExistsError, RaycurateError
+from raycurate.core.observe import get_logger
 from raycurate.core.storage import FileEntry
 
 MANIFEST = "manifest.json"
 STAGING = "_staging"
 FORMAT_VERSION = 1
+log = get_logger(__name__)
 
 
 class OutputFile(BaseModel):
@@ -169,6 +171,15 @@ def is_done(folder: str, key: StageKey, *, overwrite: bool = False) -> Manifest 
         where=folder,
         fix=f"Use another output folder, overwrite=true, or `raycurate run --force {key.stage}`",
     )
+
+
+def already_done(folder: str, key: StageKey, *, overwrite: bool = False) -> Manifest | None:
+    """`is_done` for a stage about to run: it says so, and drops what a run killed while it committed has left."""
+    manifest = is_done(folder, key, overwrite=overwrite)
+    if manifest is not None:
+        storage.delete(storage.join(folder, STAGING))
+        log.info("%s: %s is done, nothing to do", key.stage, folder)
+    return manifest
 
 
 def _refuse_foreign(folder: str) -> None:

@@ -11,6 +11,7 @@ from raycurate.core.manifest import (
     Manifest,
     OutputFile,
     StageKey,
+    already_done,
     is_done,
     package_versions,
     read_manifest,
@@ -61,7 +62,7 @@ def run(config: SampleCorpusConfig) -> SampleResult:
     from raycurate.data.sample_corpus import build_sample_corpus
 
     key = _key(config)
-    done = is_done(config.output, key, overwrite=config.overwrite)
+    done = already_done(config.output, key, overwrite=config.overwrite)
     if done is not None:
         return SampleResult(config.output, done, skipped=True)
     corpus = build_sample_corpus(config.output, config.packages or None)

@@ -21,12 +21,11 @@ from raycurate.core.errors import InputError
 from raycurate.core.finalise import Finalised
 from raycurate.core.manifest import (
     MANIFEST,
-    STAGING,
     Manifest,
     OutputFile,
     StageKey,
+    already_done,
     commit,
-    is_done,
     missing_files,
     package_versions,
     read_manifest,
@@ -211,10 +210,8 @@ def run(config: DedupConfig) -> DedupResult:
     """
     inputs, resources, device = plan_run(config)
     key = stage_key(config, inputs)
-    done = is_done(config.output, key, overwrite=config.overwrite)
+    done = already_done(config.output, key, overwrite=config.overwrite)
     if done is not None:
-        storage.delete(storage.join(config.output, STAGING))
-        log.info("dedup: %s is done, nothing to do", config.output)
         return DedupResult(config.output, done, skipped=True)
     clock = Clock()
     pairs = _pairs(config, inputs, resources, device)

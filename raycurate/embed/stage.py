@@ -17,11 +17,10 @@ from raycurate.core.cluster import user_error
 from raycurate.core.errors import InputError
 from raycurate.core.finalise import Finalised, Layout, finalise
 from raycurate.core.manifest import (
-    STAGING,
     Manifest,
     StageKey,
+    already_done,
     commit,
-    is_done,
     package_versions,
     state_of,
 )
@@ -119,10 +118,8 @@ def run(config: EmbedConfig) -> EmbedResult:
         RaycurateError: the input, the model, an option or the cluster cannot be used; too many rejects.
     """
     listing, plan, key = plan_run(config)
-    done = is_done(config.output, key, overwrite=config.overwrite)
+    done = already_done(config.output, key, overwrite=config.overwrite)
     if done is not None:
-        storage.delete(storage.join(config.output, STAGING))
-        log.info("embed: %s is done, nothing to do", config.output)
         return EmbedResult(config.output, done, skipped=True, neighbours=nearest_documents(config))
     # Vectors of one output come from one engine and dtype: another choice starts a staging folder of its own.
     staging = staging_folder(config.output, f"{key.fingerprint()}-{plan.engine.split(':')[0]}-{plan.device}")

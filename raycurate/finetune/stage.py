@@ -22,8 +22,8 @@ from raycurate.core.manifest import (
     Manifest,
     OutputFile,
     StageKey,
+    already_done,
     commit,
-    is_done,
     listing_fingerprint,
     package_versions,
     read_manifest,
@@ -165,10 +165,8 @@ def run(config: FinetuneConfig) -> FinetuneResult:
     from raycurate.finetune.parallelize import refuse_what_cannot_be
 
     key = stage_key(config)
-    done = is_done(config.output, key, overwrite=config.overwrite)
+    done = already_done(config.output, key, overwrite=config.overwrite)
     if done is not None:
-        storage.delete(storage.join(config.output, STAGING))
-        log.info("finetune: %s is done, nothing to do", config.output)
         return FinetuneResult(config.output, done, skipped=True)
     clock = Clock()
     found = capacity()

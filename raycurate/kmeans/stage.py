@@ -21,12 +21,11 @@ from raycurate.core.contract import SCHEMA_KEY, EmbeddingContract
 from raycurate.core.errors import ConfigError, InputError
 from raycurate.core.finalise import Finalised
 from raycurate.core.manifest import (
-    STAGING,
     Manifest,
     OutputFile,
     StageKey,
+    already_done,
     commit,
-    is_done,
     package_versions,
     read_manifest,
     state_of,
@@ -186,10 +185,8 @@ def run(config: KMeansConfig) -> KMeansResult:
         RaycurateError: the input, an option or the cluster cannot be used; too many rejects.
     """
     inputs, plan, key = plan_run(config)
-    done = is_done(config.output, key, overwrite=config.overwrite)
+    done = already_done(config.output, key, overwrite=config.overwrite)
     if done is not None:
-        storage.delete(storage.join(config.output, STAGING))
-        log.info("kmeans: %s is done, nothing to do", config.output)
         return KMeansResult(config.output, done, skipped=True)
     staging = staging_folder(config.output, f"{key.fingerprint()}-{plan.engine}")
     clock = Clock()

@@ -11,8 +11,8 @@ from raycurate.core.manifest import (
     Manifest,
     OutputFile,
     StageKey,
+    already_done,
     commit,
-    is_done,
     package_versions,
     state_of,
 )
@@ -71,7 +71,7 @@ def run(config: ConvertConfig) -> ConvertResult:
         RaycurateError: the input or an option cannot be used, or nothing to train on is left.
     """
     key = stage_key(config)
-    done = is_done(config.output, key, overwrite=config.overwrite)
+    done = already_done(config.output, key, overwrite=config.overwrite)
     if done is not None:
         return ConvertResult(config.output, done, skipped=True)
     clock = Clock()

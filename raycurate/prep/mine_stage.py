@@ -22,8 +22,8 @@ from raycurate.core.manifest import (
     Manifest,
     OutputFile,
     StageKey,
+    already_done,
     commit,
-    is_done,
     listing_fingerprint,
     package_versions,
     state_of,
@@ -153,10 +153,8 @@ def run(config: MineConfig) -> MineResult:
     """
     data = read_training_data(sources_of(config), seed=config.seed)
     key = stage_key(config, data)
-    done = is_done(config.output, key, overwrite=config.overwrite)
+    done = already_done(config.output, key, overwrite=config.overwrite)
     if done is not None:
-        storage.delete(storage.join(config.output, STAGING))
-        log.info("mine: %s is done, nothing to do", config.output)
         return MineResult(config.output, done, skipped=True)
     clock = Clock()
     staging = staging_folder(config.output, f"mine-{key.fingerprint()}")

@@ -14,12 +14,11 @@ from raycurate.core import storage
 from raycurate.core.cluster import require_ray
 from raycurate.core.config import fingerprint
 from raycurate.core.manifest import (
-    STAGING,
     Manifest,
     OutputFile,
     StageKey,
+    already_done,
     commit,
-    is_done,
     package_versions,
     state_of,
 )
@@ -91,10 +90,8 @@ def run(config: PrepConfig) -> PrepResult:
         RaycurateError: the input, the model, an option or the cluster cannot be used.
     """
     key = stage_key(config)
-    done = is_done(config.output, key, overwrite=config.overwrite)
+    done = already_done(config.output, key, overwrite=config.overwrite)
     if done is not None:
-        storage.delete(storage.join(config.output, STAGING))
-        log.info("prep: %s is done, nothing to do", config.output)
         return PrepResult(config.output, done, skipped=True)
     clock = Clock()
     staging = staging_folder(config.output, f"prep-{key.fingerprint()}")

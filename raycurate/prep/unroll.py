@@ -13,8 +13,8 @@ from raycurate.core.errors import InputError
 from raycurate.core.manifest import (
     Manifest,
     StageKey,
+    already_done,
     commit,
-    is_done,
     package_versions,
     require_whole,
     state_of,
@@ -72,7 +72,7 @@ def run(config: UnrollConfig) -> UnrollResult:
         InputError: no such file, one that is no corpus-ID JSON, or unrolled ids that another question has.
     """
     key = stage_key(config)
-    done = is_done(config.output, key, overwrite=config.overwrite)
+    done = already_done(config.output, key, overwrite=config.overwrite)
     if done is not None:
         return UnrollResult(config.output, done, skipped=True)
     storage.make_dir(staging_folder(config.output, f"unroll-{key.fingerprint()}"))
