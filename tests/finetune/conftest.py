@@ -1,11 +1,27 @@
-"""Models that several files of this folder need."""
+"""What several files of this folder need."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+from raycurate.data.training import TrainingData
 from tests.encoders.tiny import save_roberta
+from tests.finetune.training_sets import random_data
+from tests.finetune.trainings import one_thread
+
+
+@pytest.fixture(scope="module")
+def on_one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    return random_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")

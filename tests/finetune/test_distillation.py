@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,22 +34,12 @@ from tests.embed.hashing import hash_vector
 from tests.finetune.families import save_family
 from tests.finetune.runs import config_of, small_recipe
 from tests.finetune.runs import losses as logged_losses
-from tests.finetune.training_sets import prepared_for, random_data, write_set
-from tests.finetune.trainings import COMMON, Case, apart, gradients, in_two_ranks, one_thread, run
+from tests.finetune.training_sets import prepared_for, write_set
+from tests.finetune.trainings import COMMON, Case, apart, gradients, in_two_ranks, run
 
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 ENGINE = "tests.embed.hashing:HashEncoder"
 FOLLOW: dict[str, Any] = {"distillation": (Distillation("embeddings", 2.0),)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
-    return random_data(tmp_path_factory.mktemp("data"))
 
 
 def with_teacher(student: str, data: TrainingData, teacher: TeacherOptions, cache: Path) -> Prepared:

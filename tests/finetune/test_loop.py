@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,20 @@ from raycurate.finetune.plan import plan_training
 from raycurate.finetune.prepared import Prepared
 from raycurate.finetune.step import NotANumberError
 from tests.finetune.families import save_family
-from tests.finetune.training_sets import prepared_for, random_data, write_set
+from tests.finetune.training_sets import prepared_for, write_set
 from tests.finetune.trainings import (
     COMMON,
     Case,
     Diary,
     gradients,
     norm_of,
-    one_thread,
     run,
     save_as_tensors,
     save_poisoned,
     weights_in,
 )
+
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 # Of this code, when two ranks agreed with one: a change of the losses must be wanted.
 GOLDEN = {
@@ -43,17 +43,6 @@ GOLDEN = {
     ("llama", "listed"): [2.08901, 1.69885, 1.53793, 2.18706],
     ("llama", "in_batch"): [5.87138, 5.62452, 5.12644, 5.70903],
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
-    return random_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
