@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raycurate.finetune.beside import Beside
-    from raycurate.finetune.writing import Saved, Write
+    from raycurate.finetune.writing import Interim, Saved, Write
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -103,8 +103,10 @@ class Kept:
     def settle(self) -> None:
         """It is written within the step."""
 
-    def after_step(self) -> bool:
-        return False
+    def after_step(self) -> Interim:
+        from raycurate.finetune.writing import Interim
+
+        return Interim.NO
 
 
 def train_peer(task: dict[str, Any]) -> Outcome:

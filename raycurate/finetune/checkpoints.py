@@ -36,7 +36,8 @@ _SMALLER_IS_BETTER = ("loss", "perplexity")
 class Checkpoint(BaseModel):
     """The record of one checkpoint: its epoch and its step, counted from the training's beginning; the training that
     made it; what was measured; a size for each path inside the folder. interim: made out of turn, because a machine was
-    to be taken away: it serves to go on from until the next one is whole, and is none of those to choose from."""
+    to be taken away or the last was old: it serves to go on from until the next one is whole, and is none of those to
+    choose from."""
 
     model_config = ConfigDict(extra="ignore")
 

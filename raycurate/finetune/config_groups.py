@@ -248,6 +248,12 @@ class CheckpointOptions(StageConfig):
     checkpoint_every_steps: int | None = option(
         None, "Steps between checkpoints; at the end of each epoch by default.", operational=True, gt=0
     )
+    interim_every_minutes: float | None = option(
+        30.0,
+        "Minutes after a checkpoint until one is made that only serves to go on from: it is not measured, and gone "
+        "with the next; null for none.",
+        operational=True, gt=0,
+    )  # fmt: skip
     validate_every_steps: int | None = option(
         None, "Steps between validations; at the end of each epoch by default, and before each checkpoint.", gt=0
     )

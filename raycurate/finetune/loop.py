@@ -37,7 +37,7 @@ from raycurate.finetune.prepared import Prepared
 from raycurate.finetune.speed import Speedometer
 from raycurate.finetune.step import Stepper, Totals
 from raycurate.finetune.validate import validate
-from raycurate.finetune.writing import Contents, Export, Saved, Write
+from raycurate.finetune.writing import Contents, Export, Interim, Saved, Write
 
 _AHEAD = 4  # micro-steps that are collated before they are asked for
 
@@ -61,7 +61,7 @@ class Reporter(Protocol):
     def settle(self) -> None:
         """Wait until the last checkpoint is whole. Raises what went wrong with it."""
 
-    def after_step(self) -> bool:
+    def after_step(self) -> Interim:
         """Whether to make a checkpoint now, out of turn. Raises what went wrong with the last one."""
 
 
@@ -205,7 +205,7 @@ class _Run:
             self.reporter.log({"step": step, "epoch": place.epoch, **metrics, **self.speed.read()})
 
     def _validate_and_save(self, place: Place, metrics: dict[str, float]) -> None:
-        urgent = self.reporter.after_step()
+        interim = self.reporter.after_step()
         began = time.perf_counter()
         ends = self.progress.step == self.plan.steps
         last_of_epoch = place.step == self.plan.steps_per_epoch - 1
@@ -215,9 +215,9 @@ class _Run:
             found = self._validate(place)
         if save or self.progress.stopped_early:
             self._save(place, metrics | found)
-        elif urgent:
+        elif interim:
             self._save(place, metrics, interim=True)
-        if urgent:
+        if interim is Interim.AT_ONCE:
             self.reporter.settle()
         self.speed.skip(time.perf_counter() - began)
 

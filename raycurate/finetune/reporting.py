@@ -10,6 +10,7 @@ and a second thread would upset the count.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -20,7 +21,7 @@ from raycurate.core.observe import get_logger
 from raycurate.finetune.beside import Beside, gloo_group
 from raycurate.finetune.checkpoints import POINTER
 from raycurate.finetune.collectives import max_over_ranks, world
-from raycurate.finetune.writing import Maker, Saved, Write
+from raycurate.finetune.writing import Interim, Maker, Saved, Write
 
 if TYPE_CHECKING:
     from raycurate.finetune.logs import Logs
@@ -37,10 +38,15 @@ class RayReporter:
         maker: makes the checkpoints.
         logs: what takes the metrics; None on all ranks but the first.
         beside: the thread that writes them; None: they are written within the step.
+        interim_s: seconds after a checkpoint from which one is made out of turn; None: only when a node is to go.
     """
 
-    def __init__(self, maker: Maker, *, logs: Logs | None, beside: Beside | None = None) -> None:
+    def __init__(
+        self, maker: Maker, *, logs: Logs | None, beside: Beside | None = None, interim_s: float | None = None
+    ) -> None:
         self.beside = beside
+        self._interim_s = math.inf if interim_s is None else interim_s
+        self._began = time.monotonic()  # the last checkpoint, or the training
         self._maker, self._logs = maker, logs
         self._group = gloo_group()  # the loop's own: the thread beside it has another
         self._untold: Saved | None = None
@@ -60,6 +66,7 @@ class RayReporter:
         """
         self.settle()
         self._untold = saved
+        self._began = time.monotonic()
         if self.beside is None:
             self._maker.make(saved, write)
             self.settle()
@@ -79,18 +86,22 @@ class RayReporter:
             self.beside.settle()
         self._tell(saved)
 
-    def after_step(self) -> bool:
-        """Settle a checkpoint that is written; whether to make one now, because a node is to go.
+    def after_step(self) -> Interim:
+        """Settle a checkpoint that is written; whether to make one now, because a node is to go or the last is old.
 
         Raises:
             RaycurateError: it could not be written.
         """
         over = self.beside is not None and self.beside.over
-        due = world()[0] == 0 and time.monotonic() - self._asked >= _ASK_EVERY_S
-        over, due = self._anywhere(over, due)
+        first, now = world()[0] == 0, time.monotonic()
+        ask = first and now - self._asked >= _ASK_EVERY_S
+        old = first and self._untold is None and now - self._began >= self._interim_s
+        over, ask, old = self._anywhere(over, ask, old)
         if over:
             self.settle()
-        return due and self._is_leaving()
+        if ask and self._is_leaving():
+            return Interim.AT_ONCE
+        return Interim.DUE if old else Interim.NO
 
     def _anywhere(self, *said: bool) -> list[bool]:
         """What any rank says, so that all do the same: each of them waits for the others in what follows."""

@@ -65,7 +65,8 @@ def work(told: dict[str, Any]) -> Trained | None:
         beside = _beside(job)
         group = None if beside is None else beside.group
         maker = Maker(job.store, job.run, job.keep, measured_later=config.dev is not None, group=group)
-        reporter = RayReporter(maker, logs=logs, beside=beside)
+        minutes = config.interim_every_minutes
+        reporter = RayReporter(maker, logs=logs, beside=beside, interim_s=None if minutes is None else minutes * 60)
         done = train(
             model_folder,
             config.model_options(),

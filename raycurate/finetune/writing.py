@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,9 +109,19 @@ class Contents:
             yield name, here.full_tensor()
 
 
+class Interim(IntEnum):
+    """Whether a checkpoint is to be made out of turn: one that serves to go on from, and is not measured."""
+
+    NO = 0
+    DUE = 1
+    """The last one is old enough."""
+    AT_ONCE = 2
+    """The workers may end any moment: the training waits until it is whole."""
+
+
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that is to be. interim: made because the workers may end any moment, and not measured."""
+    """A checkpoint that is to be. interim: made out of turn, and not measured."""
 
     epoch: int
     step: int

@@ -87,7 +87,7 @@ def test_a_killed_worker_changes_nothing(trained: FinetuneResult, recipe: dict[s
     output, killed = tmp_path / "out", list[int]()
     killer = threading.Thread(target=_kill_a_worker, args=(output, 33, killed))
     killer.start()
-    result = run(config_of(recipe, output))
+    result = run(config_of(recipe, output, interim_every_minutes=0.005))  # checkpoints within epochs too
     killer.join()
     assert killed and not result.skipped
     undisturbed, curve = losses(Path(trained.output)), losses(output)
@@ -95,6 +95,32 @@ def test_a_killed_worker_changes_nothing(trained: FinetuneResult, recipe: dict[s
     np.testing.assert_allclose(list(curve.values()), list(undisturbed.values()), rtol=1e-6)
     assert result.manifest.settings["best"] == trained.manifest.settings["best"]
     assert result.manifest.settings["metrics"] == pytest.approx(trained.manifest.settings["metrics"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_checkpoints_out_of_turn_are_gone_on_from(
+    trained: FinetuneResult, recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """A worker is killed in a training that would make none before its end: steps that one covers are not repeated."""
+    output, before = tmp_path / "out", list[str]()
+
+    def disturb() -> None:
+        store, deadline = CheckpointStore(str(output / "checkpoints")), time.monotonic() + 120
+        while (made := store.latest()) is None or made.step < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert made.interim
+        before.extend((output / "train.jsonl").read_text().splitlines()[: made.step])
+        os.kill([pid for pid in tree(os.getpid()) if "RayTrainWorker" in title(pid)][-1], signal.SIGKILL)
+
+    killer = threading.Thread(target=disturb)
+    killer.start()
+    result = run(config_of(recipe, output, val=None, checkpoint_every_steps=10_000, interim_every_minutes=0.005))
+    killer.join()
+    # Each line has the speed at which its step went: made anew, it would be another.
+    assert 5 <= len(before) < STEPS and (output / "train.jsonl").read_text().splitlines()[: len(before)] == before
+    np.testing.assert_allclose(list(losses(output).values()), list(losses(Path(trained.output)).values()), rtol=1e-6)
+    assert [(made.step, made.interim) for made in result.store.all()] == [(STEPS, False)]
 
 
 def test_what_workers_would_refuse_is_refused_before(local_ray: None, recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from raycurate.finetune.parallelize import parallelize
 from raycurate.finetune.plan import plan_training
 from raycurate.finetune.prepared import Prepared
 from raycurate.finetune.step import Stepper
-from raycurate.finetune.writing import Saved, Write
+from raycurate.finetune.writing import Interim, Saved, Write
 from tests.finetune.families import save_family
 
 COMMON: dict[str, Any] = {
@@ -63,8 +63,8 @@ class Diary:
         if self.beside is not None:
             self.beside.settle()
 
-    def after_step(self) -> bool:
-        return len(self.logs) == self.urgent_after
+    def after_step(self) -> Interim:
+        return Interim.AT_ONCE if len(self.logs) == self.urgent_after else Interim.NO
 
 
 def save_as_tensors(_: BiEncoder, folder: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
