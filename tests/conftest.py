@@ -12,7 +12,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED_DATA = SHARED / "data"
+SHARED_CASES = SHARED / "cases"
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +30,14 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the real corpora are not on this machine")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    """Small inputs that went wrong once, kept outside the repository; a folder a kind."""
+    if not SHARED_CASES.is_dir():
+        pytest.skip("the small inputs that went wrong once are not on this machine")
+    return SHARED_CASES
 
 
 @pytest.fixture(scope="session")
