@@ -5,7 +5,8 @@ offers one (as this project's server does), else the URL and the model's name, w
 lengths that the options say or nothing is known of.
 
 engine_kwargs:
-    url: the server, when `model` is the model's name there instead of a URL.
+    url: the server, when `model` is the model's name there instead of a URL. A name and password, and a query, in
+        the URL are sent with each request and written nowhere.
     model: its name there; by default the first of /v1/models.
     api_key_env: NAME of the environment variable that holds the API key; the key itself never stands in options.
     input_type: true sends NIM's input_type (query or passage, from `role`) and leaves prompts to the server; by
@@ -19,12 +20,16 @@ engine_kwargs:
 from __future__ import annotations
 
 import base64
+import math
 import os
 import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal, NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 import numpy as np
 
@@ -65,12 +70,13 @@ class EndpointEncoder:
                 raise ConfigError(unknown_key(name, _KNOWN), where="engine_kwargs of engine endpoint")
         if options.pooling == "multi_vector":
             raise ConfigError("/v1/embeddings gives one vector a text", where="pooling=multi_vector")
-        self._base = _base_url(kwargs.get("url") or options.model)
+        self._address = _address(str(kwargs.get("url") or options.model))
+        self._base = self._address.base
         self._key = _api_key(kwargs.get("api_key_env"))
         self._retries, self._timeout = int(kwargs.get("retries", 6)), float(kwargs.get("timeout_s", 120))
         self._local = threading.local()
         self._options = options
-        self.name = kwargs.get("model") or (options.model if not is_url(options.model) else self._first_model())
+        self.name = kwargs.get("model") or (self._first_model() if is_url(options.model) else options.model)
         served = self._served_contract()
         self._extra = self._extra_fields(kwargs, served)
         self._prefix = self._prefix_of(served)
@@ -119,13 +125,9 @@ class EndpointEncoder:
     def _embed(self, texts: list[str]) -> np.ndarray:
         """One request: float32 [n, dimension] in the order of `texts`."""
         answer = self._call("POST", "/embeddings", {"model": self.name, "input": texts, **self._extra})
-        items = answer.get("data") if isinstance(answer, dict) else None
-        if not isinstance(items, list) or sorted(i.get("index", -1) for i in items) != list(range(len(texts))):
-            seen = sorted(i.get("index", -1) for i in items) if isinstance(items, list) else answer
-            raise InputError(f"for {len(texts)} texts it gave the indices {str(seen)[:200]}", where=self._base)
-        rows = [_vector(i["embedding"]) for i in sorted(items, key=lambda i: i["index"])]
+        rows = _vectors_in_order(answer, len(texts), where=f"{self._base}/embeddings")
         widths = {len(row) for row in rows}
-        if len(widths) != 1:
+        if len(widths) != 1 or 0 in widths:
             raise InputError(f"one answer has vectors of {sorted(widths)} dimensions", where=self._base)
         vectors = np.stack(rows)
         if not np.isfinite(vectors).all():
@@ -138,18 +140,23 @@ class EndpointEncoder:
         session = getattr(self._local, "session", None)
         if session is None:
             session = self._local.session = self._requests.Session()
+            session.auth = self._address.login
             if self._key:
                 session.headers["Authorization"] = f"Bearer {self._key}"
         problem = ""
         for attempt in range(self._retries + 1):
             wait = min(_LONGEST_WAIT, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)
             try:
-                answer = session.request(method, self._base + path, json=body, timeout=self._timeout)
-            except (self._requests.ConnectionError, self._requests.Timeout) as error:
+                answer = session.request(
+                    method, self._base + path, params=self._address.query, json=body, timeout=self._timeout
+                )
+            except self._requests.RequestException as error:
+                if not self._may_pass(error):
+                    raise InputError(f"it cannot be asked ({error})", where=self._base + path) from error
                 problem = str(error)
             else:
                 if answer.ok:
-                    return _json(answer, self._base + path)
+                    return _json(answer, self._base + path, optional=optional)
                 if optional and answer.status_code in (400, 401, 403, 404, 405, 501):
                     return None
                 problem = f"HTTP {answer.status_code}: {_message(answer)}"
@@ -160,17 +167,40 @@ class EndpointEncoder:
                 time.sleep(wait)
         raise InputError(f"it failed {self._retries + 1} times, the last with: {problem}", where=self._base + path)
 
+    def _may_pass(self, error: Exception) -> bool:
+        """Whether the same request may succeed a moment later: after a broken or late answer, not a bad certificate."""
+        passing = (
+            self._requests.ConnectionError,
+            self._requests.Timeout,
+            self._requests.exceptions.ChunkedEncodingError,
+        )
+        return isinstance(error, passing) and not isinstance(error, self._requests.exceptions.SSLError)
+
     def _first_model(self) -> str:
         answer = self._call("GET", "/models")
-        names = [m.get("id") for m in answer.get("data", [])] if isinstance(answer, dict) else []
-        if not names:
-            raise InputError("it lists no model", where=f"{self._base}/models", fix="Set engine_kwargs.model")
+        items = answer.get("data") if isinstance(answer, dict) else None
+        names = [item.get("id") for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+        if not names or not isinstance(names[0], str) or not names[0]:
+            raise InputError(
+                f"it lists no model but answers {_shown(answer)}",
+                where=f"{self._base}/models",
+                fix="Set engine_kwargs.model",
+            )
         return names[0]
 
     def _served_contract(self) -> EmbeddingContract | None:
         answer = self._call("GET", "/metadata", optional=True)
-        found = answer.get("contract") if isinstance(answer, dict) else None
-        return EmbeddingContract(**found) if isinstance(found, dict) else None
+        fields = answer.get("contract") if isinstance(answer, dict) else None
+        if not isinstance(fields, dict):
+            return None
+        try:
+            return EmbeddingContract(**fields)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"the contract that the server states cannot be read: {_first_problem(error)}",
+                where=f"{self._base}/metadata",
+                fix="Serve it with the version of raycurate that is installed here",
+            ) from error
 
     def _extra_fields(self, kwargs: dict[str, Any], served: EmbeddingContract | None) -> dict[str, Any]:
         extra: dict[str, Any] = {"encoding_format": kwargs.get("encoding_format", "float")}
@@ -210,11 +240,32 @@ class EndpointEncoder:
         )
 
 
-def _base_url(url: str) -> str:
-    if not is_url(url):
+class _Address(NamedTuple):
+    """A server's URL taken apart: what may be written down, and what is only sent."""
+
+    base: str
+    login: tuple[str, str] | None
+    query: list[tuple[str, str]]
+
+
+def _address(url: str) -> _Address:
+    """`url` up to /v1, without the name and password or the query (keys stand there too) that requests carry.
+
+    Raises:
+        ConfigError: it is no http(s) URL.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise ConfigError(f"it is no URL ({error})", where="model, or engine_kwargs.url") from None
+    if not is_url(url) or not parts.hostname:
         raise ConfigError(f"'{url}' is no URL", where="model", fix="Set engine_kwargs.url to the server's http(s) URL")
-    root = url.rstrip("/").removesuffix("/embeddings")
-    return root if root.endswith("/v1") else f"{root}/v1"
+    path = parts.path.rstrip("/").removesuffix("/embeddings")
+    path = path if path.endswith("/v1") else f"{path}/v1"
+    host = parts.netloc.rpartition("@")[2]
+    login = (unquote(parts.username), unquote(parts.password or "")) if parts.username is not None else None
+    return _Address(urlunsplit((parts.scheme, host, path, "", "")), login, parse_qsl(parts.query))
 
 
 def _api_key(variable: str | None) -> str | None:
@@ -227,17 +278,60 @@ def _api_key(variable: str | None) -> str | None:
     return key
 
 
-def _vector(value: str | list[float]) -> np.ndarray:
+def _vectors_in_order(answer: Any, count: int, *, where: str) -> list[np.ndarray]:
+    """The vectors of an answer, by their indices.
+
+    Raises:
+        InputError: the answer is not OpenAI's list of embeddings, or its indices are not 0 to count - 1.
+    """
+    items = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise InputError(f"it gave no list of embeddings but {_shown(answer)}", where=where)
+    indices = [item.get("index") for item in items]
+    if not all(type(index) is int for index in indices) or sorted(indices) != list(range(count)):  # type: ignore[type-var]
+        raise InputError(f"for {count} texts it gave the indices {_shown(indices)}", where=where)
+    vectors: dict[int, np.ndarray] = {}
+    for item in items:
+        try:
+            vectors[item["index"]] = _vector(item.get("embedding"))
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(
+                f"its embedding {item['index']} is no vector: {_shown(item.get('embedding'))}", where=where
+            ) from None
+    return [vectors[index] for index in range(count)]
+
+
+def _vector(value: Any) -> np.ndarray:
+    """Float32 [dimension] of a list of numbers or of base64; ValueError or TypeError of anything else."""
     if isinstance(value, str):
-        return np.frombuffer(base64.b64decode(value), "<f4").astype(np.float32)
+        return np.frombuffer(base64.b64decode(value, validate=True), "<f4").astype(np.float32)
+    if not isinstance(value, list) or any(isinstance(v, bool | str | list | dict) for v in value):
+        raise TypeError("neither a list of numbers nor base64")
     return np.array([np.nan if v is None else v for v in value], np.float32)  # JSON has no NaN: servers send null
 
 
-def _json(answer: Any, where: str) -> Any:
+def _shown(value: Any) -> str:
+    """The beginning of an answer that is not what it should be, for a message."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _first_problem(error: Exception) -> str:
+    problems = getattr(error, "errors", None)
+    if not callable(problems):
+        return str(error)
+    first = problems()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def _json(answer: Any, where: str, *, optional: bool = False) -> Any:
+    """The answer's JSON; of a page that not every server has, None where it is something else (a web page)."""
     try:
         return answer.json()
-    except ValueError:
-        raise InputError(f"it did not answer with JSON: {answer.text[:200]!r}", where=where) from None
+    except (ValueError, RecursionError):
+        if optional:
+            return None
+        raise InputError(f"it did not answer with JSON: {_shown(answer.text)}", where=where) from None
 
 
 def _message(answer: Any) -> str:
@@ -249,8 +343,16 @@ def _message(answer: Any) -> str:
 
 
 def _retry_after(answer: Any, wait: float) -> float:
+    """The seconds that the server asks to wait (a number or a date, RFC 9110 10.2.3), else `wait`."""
     asked = answer.headers.get("Retry-After", "")
-    return min(float(asked), _LONGEST_WAIT) if asked.replace(".", "", 1).isdigit() else wait
+    try:
+        seconds = float(asked)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return wait
+    return wait if math.isnan(seconds) else min(max(seconds, 0.0), _LONGEST_WAIT)
 
 
 def _clipper(model: str, options: EncoderOptions, contract: EmbeddingContract) -> Any:

@@ -14,7 +14,10 @@ import numpy as np
 
 
 class Server(ThreadingHTTPServer):
-    """`requests`: bodies that came. `spoil`: changes an answer's items. `failures`: (status, headers) given first."""
+    """`requests`: bodies that came. `spoil`: changes an answer's items. `failures`: (status, headers) given first.
+
+    `raw`: path -> the bytes of the answer there, whatever was asked.
+    """
 
     daemon_threads = False  # closing waits for every handler, so that none outlives its test
 
@@ -26,6 +29,9 @@ class Server(ThreadingHTTPServer):
         self.keys: list[str | None] = []
         self.failures: list[tuple[int, dict[str, str]]] = []
         self.metadata: dict[str, Any] | None = None
+        self.raw: dict[str, bytes] = {}
+        self.paths: list[str] = []
+        self.cut = 0  # answers that end before their length
         self.spoil: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = lambda items: items[::-1]
 
     @property
@@ -41,17 +47,22 @@ class _Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
     def answer(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        data = json.dumps(body).encode()
+        path = self.path.partition("?")[0]
+        data = self.server.raw.get(path.removeprefix("/v1"), json.dumps(body).encode())
         self.send_response(status)
         for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
+        if self.server.cut:
+            self.server.cut -= 1
+            data = data[: len(data) // 2]
         self.wfile.write(data)
 
     def do_GET(self) -> None:
-        if self.path == "/v1/models":
+        path = self.path.partition("?")[0]
+        if path == "/v1/models":
             self.answer(200, {"data": [{"id": "minilm"}]})
-        elif self.path == "/v1/metadata" and self.server.metadata:
+        elif path == "/v1/metadata" and (self.server.metadata or "/metadata" in self.server.raw):
             self.answer(200, self.server.metadata)
         else:
             self.answer(404, {"error": {"message": "no such page"}})
@@ -60,6 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.requests.append(body)
+            self.server.paths.append(self.path)
             self.server.keys.append(self.headers.get("Authorization"))
             failure = self.server.failures.pop() if self.server.failures else None
             if failure:
@@ -77,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serving(embed: Callable[[list[str]], np.ndarray]) -> Iterator[Server]:
     server = Server(embed)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server

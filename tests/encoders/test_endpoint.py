@@ -1,10 +1,16 @@
 """The endpoint engine against a real server on 127.0.0.1 that answers out of order, fails, and lies."""
 
+import base64
+import json
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from raycurate.core.errors import ConfigError, ContractError, InputError
 from raycurate.encoders.base import encode, load_encoder
+from raycurate.encoders.endpoint import _retry_after
 from raycurate.encoders.options import EncoderOptions
 from tests.conftest import SHARED_DATA
 from tests.encoders.parity import least_cosine, texts
@@ -67,6 +73,107 @@ def test_answers_that_lie_are_found_out(server, spoil, message):
     server.spoil = spoil
     with pytest.raises(InputError, match=message):
         encode(encoder, ["a", "b", "c"])
+
+
+VECTOR = [0.5] * 384
+MALFORMED = {
+    "null": None,
+    "number": 3,
+    "text": "ok",
+    "list": [VECTOR],
+    "error with status 200": {"error": {"message": "overloaded"}},
+    "data null": {"data": None},
+    "data a mapping": {"data": {"0": VECTOR}},
+    "items are vectors": {"data": [VECTOR]},
+    "items are null": {"data": [None]},
+    "index missing": {"data": [{"embedding": VECTOR}]},
+    "index null": {"data": [{"index": None, "embedding": VECTOR}]},
+    "index a text": {"data": [{"index": "0", "embedding": VECTOR}]},
+    "index a bool": {"data": [{"index": False, "embedding": VECTOR}]},
+    "index a list": {"data": [{"index": [0], "embedding": VECTOR}]},
+    "embedding missing": {"data": [{"index": 0}]},
+    "embedding null": {"data": [{"index": 0, "embedding": None}]},
+    "embedding a number": {"data": [{"index": 0, "embedding": 0.5}]},
+    "embedding empty": {"data": [{"index": 0, "embedding": []}]},
+    "embedding of texts": {"data": [{"index": 0, "embedding": ["0.5"] * 384}]},
+    "embedding of lists": {"data": [{"index": 0, "embedding": [VECTOR]}]},
+    "embedding of mappings": {"data": [{"index": 0, "embedding": [{"v": 0.5}] * 384}]},
+    "embedding no base64": {"data": [{"index": 0, "embedding": "not base64!"}]},
+    "embedding of odd bytes": {"data": [{"index": 0, "embedding": "AAAA"}]},
+    "embedding a mapping": {"data": [{"index": 0, "embedding": {"values": VECTOR}}]},
+    "numbers without end": {"data": [{"index": 0, "embedding": [10**400] * 384}]},
+}
+NOT_JSON = {
+    "empty": b"",
+    "a page": b"<html>Sign in</html>",
+    "cut off": b'{"data": [{"index": 0, "embe',
+    "bytes": b"\xff\xfe\x00",
+}
+NOT_JSON["deep"] = b"[" * 100_000
+
+
+@pytest.mark.parametrize("body", [*(json.dumps(v).encode() for v in MALFORMED.values()), *NOT_JSON.values()],
+                         ids=[*MALFORMED, *NOT_JSON])  # fmt: skip
+@pytest.mark.parametrize("path", ["/embeddings", "/models", "/metadata"])
+def test_a_malformed_answer_is_one_sentence_that_names_the_server(server, path, body):
+    encoder = client(server, engine_kwargs={"retries": 0})
+    server.raw[path] = body
+    if path == "/embeddings":
+        with pytest.raises(InputError, match=re.escape(server.url)) as raised:
+            encode(encoder, ["a"])
+        assert "\n" not in str(raised.value)
+        assert len(str(raised.value)) < 600
+        return
+    try:  # a server without a contract may answer anything there; what comes through is a whole encoder
+        assert client(server, engine_kwargs={"retries": 0}).contract.dimension == 384
+    except InputError as error:
+        assert f"{server.url}{path}" in str(error)
+
+
+def test_a_contract_that_cannot_be_read_is_named(server, reference):
+    server.metadata = {"contract": reference.contract.model_dump(mode="json") | {"pooling": "sideways"}}
+    with pytest.raises(InputError, match=r"/metadata.*contract.*pooling"):
+        client(server)
+
+
+def test_a_server_that_ends_within_its_answer_is_asked_again(server):
+    encoder = client(server, engine_kwargs={"retries": 1})
+    server.cut = 1
+    assert encode(encoder, ["a"]).shape == (1, 384)
+    server.cut = 5
+    with pytest.raises(InputError, match="failed 2 times"):
+        encode(encoder, ["a"])
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http:///v1", "http://127.0.0.1:99999/v1", "http://[::1/v1", "http://user@/v1"]
+)
+def test_a_url_that_is_none_is_refused(url):
+    with pytest.raises(ConfigError, match="no URL"):
+        load_encoder(EncoderOptions(model=url, engine="endpoint"))
+
+
+def test_what_is_secret_in_a_url_is_sent_and_written_nowhere(server):
+    url = server.url.replace("http://", "http://me:s3cret@") + "?api-version=1&key=s3cret2"
+    encoder = load_encoder(EncoderOptions(model=url, engine="endpoint"))
+    assert encode(encoder, ["a"]).shape == (1, 384)
+    assert server.keys[-1] == "Basic " + base64.b64encode(b"me:s3cret").decode()
+    assert server.paths[-1] == "/v1/embeddings?api-version=1&key=s3cret2"
+    assert "s3cret" not in encoder.contract.to_json()
+    server.failures = [(400, {})]
+    with pytest.raises(InputError) as raised:
+        encode(encoder, ["a"])
+    assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("asked", ["0", "0.0", "-5", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_wait_is_read_as_seconds_or_as_a_date(asked):
+    assert _retry_after(SimpleNamespace(headers={"Retry-After": asked}), 7.0) == 0
+
+
+@pytest.mark.parametrize("asked", ["", "soon", "nan", "²", "1.2.3"])
+def test_a_wait_that_is_none_leaves_ours(asked):
+    assert _retry_after(SimpleNamespace(headers={"Retry-After": asked}), 7.0) == 7
 
 
 def test_the_key_is_taken_from_the_named_variable_and_kept_out_of_options(server, monkeypatch):
