@@ -1,9 +1,11 @@
-"""Each point's nearest centroid: blocked GEMM, exact also where the first pass is in bfloat16.
+"""Each point's nearest centroid: blocked GEMM, and exact, whatever precision the first pass has.
 
 ||x - c||^2 = ||x||^2 - 2 (x.c - ||c||^2 / 2), so the nearest centroid has the largest score x.c - ||c||^2 / 2
 and one matrix product finds it. A bfloat16 product is several times faster where the hardware has it, but its
-scores are off by up to 1%. How far off is bounded for each point; the centroids that the bound leaves open are
-scored again in float32, so that the labels are those of float32.
+scores are off by up to 1%; those of a float32 product by less, yet by something that depends on the processor and on
+how the rows are cut into blocks. How far off is bounded for each point; the centroids that the bound leaves open are
+scored again, those that are open still in float64. So the labels are those of float64 on every processor, for every
+number of workers and whatever is remembered from the iteration before.
 
 On CUDA, where flash-kmeans [Yang et al.] is installed, its Triton kernel does product and minimum in one pass without
 writing the scores. Its float32 products are those of three TF32 ones (3xTF32, see `_fused_kernel`), about as exact as
@@ -21,13 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-_SCORES = 1 << 22  # scores of a block on a CPU: what fits the cache
+_SCORES = {torch.bfloat16: 1 << 22, torch.float32: 1 << 21}  # scores of a block on a CPU: what fits the cache
 _ROWS = 4096  # most rows of a block
 _CACHED = 1024  # rows of a block that several passes read, on a CPU
 _GROUP = 64  # centroids under one maximum
 _FAR = -1e30  # score of what only fills a group up
 _FUSED_ROWS = 1 << 17  # rows of a block where no scores are written
-_MOST_OPEN = 8  # open centroids a point, on average, from which a float32 product is cheaper than scoring them
+_MOST_OPEN = 8  # open centroids a point, on average, from which a product in the next precision is cheaper
 
 
 @dataclass(frozen=True)
@@ -35,35 +37,41 @@ class Centroids:
     """Centroids made ready for many blocks of points.
 
     centres_KD: float32. exact_KE: float64, with -||c||^2 / 2 in one further column. halves_K: ||c||^2 / 2, float32.
-    rough_GE: in bfloat16, a whole number of groups, with -||c||^2 / 2 in two further columns (its bfloat16 value and
-    the rest), so that one product gives the scores; None for float32 throughout. slack: (largest ||c||, largest
-    ||c - rough c||, largest error of the two columns).
+    first_GE: what the first pass multiplies, bfloat16 or float32: a whole number of groups, with -||c||^2 / 2 in two
+    further columns (its own value and the rest), so that one product gives the scores. group: centroids under one
+    maximum. slack: (largest ||c||, largest ||c - first c||, largest error of the two columns).
     """
 
     centres_KD: Tensor
     exact_KE: Tensor
     halves_K: Tensor
-    rough_GE: Tensor | None
+    first_GE: Tensor
+    group: int
     slack: tuple[float, float, float]
 
     @classmethod
     def of(cls, centres_KD: Tensor, *, rough: bool) -> Centroids:
+        """`rough`: a first pass in bfloat16 where there are centroids enough, else in float32."""
         k, dim = centres_KD.shape
+        group = min(_GROUP, k)
         exact_KE = torch.empty(k, dim + 1, dtype=torch.float64, device=centres_KD.device)
         exact_KE[:, :-1] = centres_KD
         exact_KE[:, -1] = exact_KE[:, :-1].square().sum(1).div(-2)
-        halves_K = -exact_KE[:, -1].float()
-        if not rough or k < _GROUP:
-            return cls(centres_KD, exact_KE, halves_K, None, (0.0, 0.0, 0.0))
-        rough_GE = torch.zeros(-(-k // _GROUP) * _GROUP, _padded(dim), dtype=torch.bfloat16, device=centres_KD.device)
-        rough_GE[:k, :dim] = centres_KD
-        rough_GE[:k, dim] = -halves_K
-        rough_GE[:k, dim + 1] = -halves_K - rough_GE[:k, dim].float()
-        rough_GE[k:, dim] = _FAR
-        lost_K = (centres_KD - rough_GE[:k, :dim].float()).norm(dim=1)
-        left_K = (-halves_K - rough_GE[:k, dim : dim + 2].float().sum(1)).abs()
+        dtype = torch.bfloat16 if rough and k >= _GROUP else torch.float32
+        first_GE = torch.zeros(-(-k // group) * group, _padded(dim, dtype), dtype=dtype, device=centres_KD.device)
+        first_GE[:k, :dim] = centres_KD
+        first_GE[:k, dim] = exact_KE[:, -1]
+        first_GE[:k, dim + 1] = exact_KE[:, -1] - first_GE[:k, dim].double()
+        first_GE[k:, dim] = _FAR
+        lost_K = (centres_KD - first_GE[:k, :dim].float()).norm(dim=1)
+        left_K = (exact_KE[:, -1] - first_GE[:k, dim : dim + 2].double().sum(1)).abs()
         slack = (float(centres_KD.norm(dim=1).max()), float(lost_K.max()), float(left_K.max()))
-        return cls(centres_KD, exact_KE, halves_K, rough_GE, slack)
+        return cls(centres_KD, exact_KE, -exact_KE[:, -1].float(), first_GE, group, slack)
+
+    @functools.cached_property
+    def finer(self) -> Centroids:
+        """The same with a first pass in float32."""
+        return Centroids.of(self.centres_KD, rough=False)
 
     def __len__(self) -> int:
         return len(self.centres_KD)
@@ -71,7 +79,7 @@ class Centroids:
 
 @dataclass(frozen=True)
 class Rounding:
-    """What the points lose in bfloat16: lost_N = ||x - rough x|| and size_N >= ||rough x||, float32.
+    """What the points lose in the first pass's precision: lost_N = ||x - first x|| and size_N >= ||first x||, float32.
 
     The same in every iteration, so it is kept between them.
     """
@@ -80,10 +88,13 @@ class Rounding:
     size_N: Tensor
 
     @classmethod
-    def of(cls, points_ND: Tensor) -> Rounding:
+    def of(cls, points_ND: Tensor, dtype: torch.dtype) -> Rounding:
+        if dtype == torch.float32:
+            size_N = torch.cat([part_BD.norm(dim=1) for part_BD in points_ND.split(_CACHED)])
+            return cls(torch.zeros_like(size_N), size_N)
         lost, size = [], []
         for part_BD in points_ND.split(_CACHED // 4):
-            lost.append(part_BD.bfloat16().float().sub_(part_BD).norm(dim=1))
+            lost.append(part_BD.to(dtype).float().sub_(part_BD).norm(dim=1))
             size.append(part_BD.norm(dim=1) + lost[-1])
         return cls(torch.cat(lost), torch.cat(size))
 
@@ -98,7 +109,7 @@ def assign(points_ND: Tensor, centroids: Centroids) -> tuple[Tensor, Tensor]:
         points_ND: float32, on the centroids' device.
 
     Returns:
-        labels_N int64 (the lowest index among equals, up to float32 rounding) and distances_N float32, ||x - c||^2.
+        labels_N int64 (the lowest index among equals, up to float64 rounding) and distances_N float32, ||x - c||^2.
     """
     labels_N = nearest(points_ND, centroids)
     return labels_N, distances(points_ND, centroids.centres_KD, labels_N)
@@ -114,34 +125,25 @@ def distances(points_ND: Tensor, centres_KD: Tensor, labels_N: Tensor) -> Tensor
 def nearest(
     points_ND: Tensor, centroids: Centroids, rounding: Rounding | None = None, buffers: Buffers | None = None
 ) -> Tensor:
-    """Nearest centroid, int64 [N]: the lowest index among equals, up to float32 rounding.
+    """Nearest centroid, int64 [N]: the lowest index among equals, up to float64 rounding.
 
     Args:
         points_ND: float32, on the centroids' device.
-        rounding: `Rounding.of(points_ND)` where it is at hand.
+        rounding: `Rounding.of(points_ND, centroids.first_GE.dtype)` where it is at hand.
         buffers: of the calls before, where there are more.
     """
     if not len(points_ND):
         return torch.empty(0, dtype=torch.int64, device=points_ND.device)
     fused = _fused_kernel() if points_ND.is_cuda else None
-    rows = _FUSED_ROWS if fused else max(1, min(_ROWS, _SCORES // max(1, len(centroids))))
-    if points_ND.is_cuda and not fused:
-        rows = max(1, 16 * _SCORES // max(1, len(centroids)))
-    if centroids.rough_GE is None:
-        return torch.cat(
-            [
-                _fused(part_BD, centroids, fused) if fused else _exact(part_BD, centroids)
-                for part_BD in points_ND.split(rows)
-            ]
-        )
-    search, rounding = _Search(centroids, rows, buffers or Buffers()), rounding or Rounding.of(points_ND)
+    if fused:
+        return torch.cat([_fused(part_BD, centroids, fused) for part_BD in points_ND.split(_FUSED_ROWS)])
+    dtype, wide = centroids.first_GE.dtype, len(centroids.first_GE)
+    rows = 16 * _SCORES[dtype] // wide if points_ND.is_cuda else min(_ROWS, _SCORES[dtype] // wide)
+    rows = max(1, min(rows, len(points_ND)))
+    search = _Search(centroids, rows, buffers or Buffers())
+    rounding = rounding or Rounding.of(points_ND, dtype)
     parts = [slice(at, at + rows) for at in range(0, len(points_ND), rows)]
     return torch.cat([search(points_ND[part], rounding[part]) for part in parts])
-
-
-def _exact(points_BD: Tensor, centroids: Centroids) -> Tensor:
-    scores_BK = torch.addmm(centroids.halves_K, points_BD, centroids.centres_KD.T, beta=-1)
-    return scores_BK.argmax(1)
 
 
 @functools.cache
@@ -176,9 +178,10 @@ def _rounded_up(count: int) -> int:
     return -(-count // step) * step
 
 
-def _padded(dim: int) -> int:
-    """Columns of the rough product: two more than the vectors have, a whole number of the hardware's tiles."""
-    return -(-(dim + 2) // 32) * 32
+def _padded(dim: int, dtype: torch.dtype) -> int:
+    """Columns of the first product: two more than the vectors have, a whole number of the hardware's tiles."""
+    tile = 32 if dtype == torch.bfloat16 else 8
+    return -(-(dim + 2) // tile) * tile
 
 
 class Buffers:
@@ -187,85 +190,129 @@ class Buffers:
     def __init__(self) -> None:
         self._made: tuple[Tensor, Tensor] | None = None
 
-    def of(self, rough_GE: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """(points [rows, E], scores [rows, G]), bfloat16, on the centroids' device."""
-        shapes = [(rows, rough_GE.shape[1]), (rows, rough_GE.shape[0])]
-        if self._made is None or [buffer.shape for buffer in self._made] != shapes:
-            self._made = rough_GE.new_empty(shapes[0]), rough_GE.new_empty(shapes[1])
+    def of(self, first_GE: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """(points [rows, E], scores [rows, G]) of the first pass's type, on the centroids' device."""
+        wanted = [((rows, width), first_GE.dtype) for width in reversed(first_GE.shape)]
+        if self._made is None or [(tuple(buffer.shape), buffer.dtype) for buffer in self._made] != wanted:
+            self._made = first_GE.new_empty(wanted[0][0]), first_GE.new_empty(wanted[1][0])
         return self._made
 
 
 class _Search:
-    """Two passes over blocks of at most `rows` points.
+    """Passes over blocks of at most `rows` points, each in more precision, over what the one before left open.
 
-    The bits of positive bfloat16 numbers order as those of int16 do, so the scores are read once, as int16, for the
-    maximum of each group; only groups that may hold the best are looked into.
+    Scores are read once, for the maximum of each group; only groups that may hold the best are looked into. The bits
+    of positive bfloat16 numbers order as those of int16 do, which is compared several times faster.
     """
 
     def __init__(self, centroids: Centroids, rows: int, buffers: Buffers) -> None:
-        assert centroids.rough_GE is not None  # nearest() checked
-        self.centroids, self.rough_GE = centroids, centroids.rough_GE
+        self.centroids, self.first_GE, self.group = centroids, centroids.first_GE, centroids.group
+        self.rough = self.first_GE.dtype == torch.bfloat16
         dim = centroids.centres_KD.shape[1]
-        self.points_BE, self.scores_BG = buffers.of(self.rough_GE, rows)
+        self.points_BE, self.scores_BG = buffers.of(self.first_GE, rows)
         self.points_BE[:, dim:] = 0
         self.points_BE[:, dim : dim + 2] = 1
 
     def __call__(self, points_BD: Tensor, rounding: Rounding) -> Tensor:
         size, dim = points_BD.shape
-        rough_BE = self.points_BE[:size]
-        rough_BE[:, :dim] = points_BD
+        first_BE = self.points_BE[:size]
+        first_BE[:, :dim] = points_BD
         scores_BG = self.scores_BG[:size]
-        torch.mm(rough_BE, self.rough_GE.T, out=scores_BG)
-        bits = scores_BG.view(torch.int16).view(size, -1, _GROUP)
-        groups_BH = bits.amax(2)
+        torch.mm(first_BE, self.first_GE.T, out=scores_BG)
+        values_BG = scores_BG.view(torch.int16) if self.rough else scores_BG
+        groups_BH = values_BG.view(size, -1, self.group).amax(2)
         threshold_B, lost_B = self._threshold(rounding, groups_BH.amax(1))
         row_Q, group_Q = (groups_BH >= threshold_B[:, None]).nonzero().unbind(1)
-        open_QG = (
-            bits.view(-1, _GROUP).index_select(0, row_Q * groups_BH.shape[1] + group_Q) >= threshold_B[row_Q, None]
-        )
+        at_Q = row_Q * groups_BH.shape[1] + group_Q
+        open_QG = values_BG.view(-1, self.group).index_select(0, at_Q) >= threshold_B[row_Q, None]
         which_P, column_P = open_QG.nonzero().unbind(1)
-        row_P, centre_P = row_Q[which_P], group_Q[which_P] * _GROUP + column_P
+        row_P, centre_P = row_Q[which_P], group_Q[which_P] * self.group + column_P
         count_B = torch.bincount(row_P, minlength=size)
         labels_B = torch.zeros(size, dtype=torch.int64, device=points_BD.device)
         labels_B[row_P] = centre_P
         crowded_B = (count_B > _MOST_OPEN) | lost_B
         if crowded_B.any():
-            labels_B[crowded_B] = _exact(points_BD[crowded_B], self.centroids)
+            labels_B[crowded_B] = self._crowded(points_BD[crowded_B])
         several_P = (count_B > 1)[row_P] & ~crowded_B[row_P]
-        self._decide(points_BD, row_P[several_P], centre_P[several_P], labels_B)
+        row_P, centre_P = row_P[several_P], centre_P[several_P]
+        if self.rough:
+            row_P, centre_P = self._still_open(points_BD, row_P, centre_P, rounding, labels_B)
+        self._decide(points_BD, row_P, centre_P, labels_B)
         return labels_B
 
     def _threshold(self, rounding: Rounding, top_B: Tensor) -> tuple[Tensor, Tensor]:
-        """(bits of the score from which a centroid may be the best, where that says nothing).
+        """(score from which a centroid may be the best, where nothing is known), the score as bits in bfloat16.
 
-        |x.c - r(x).r(c)| <= ||x - r(x)|| ||c|| + ||r(x)|| ||c - r(c)||, and a sum of dim products in float32 is off by
-        dim * 2^-24 of their size at most. A rounded score stands for all values down to the middle between it and the
-        next lower one; since rounding keeps order, the threshold is the rounded bound itself.
+        |x.c - r(x).r(c)| <= ||x - r(x)|| ||c|| + ||r(x)|| ||c - r(c)||. A rounded score stands for all values down to
+        the middle between it and the next lower one; since rounding keeps order, the threshold is the rounded bound
+        itself.
         """
         widest, off, left = self.centroids.slack
         lost_B, size_B = rounding.lost_N, rounding.size_N
-        summed_B = 2 * self.rough_GE.shape[1] * 2.0**-24 * (size_B * widest + widest**2)
-        error_B = 1.001 * (lost_B * widest + size_B * off + left) + summed_B + 1e-6
-        least_B = (_value(top_B) + _value(top_B - 1)) / 2 - 2 * error_B
+        error_B = 1.001 * (lost_B * widest + size_B * off + left) + self._summed(size_B)
+        if not self.rough:
+            return top_B - 2 * error_B, torch.zeros_like(top_B, dtype=torch.bool)
+        least_B = (_value(top_B) + _value(top_B - 1)) / 2 - 2 * error_B - 2e-6
         unknown_B = (top_B <= 0) | (least_B <= 0)
         return least_B.bfloat16().view(torch.int16).masked_fill_(unknown_B, torch.iinfo(torch.int16).max), unknown_B
 
-    def _decide(self, points_BD: Tensor, row_P: Tensor, centre_P: Tensor, labels_B: Tensor) -> None:
-        """Float32 scores of the pairs left open, given in order of row and centroid; of equals the lowest stays."""
-        if not len(row_P):
-            return
-        count, centroids = len(points_BD), self.centroids
+    def _summed(self, size_B: Tensor) -> Tensor:
+        """Bound of the error of a sum of E products in float32: E * 2^-24 of their size; twice that."""
+        widest = self.centroids.slack[0]
+        return 2 * self.first_GE.shape[1] * 2.0**-24 * (size_B * widest + widest**2)
+
+    def _crowded(self, points_BD: Tensor) -> Tensor:
+        """Labels of points with many open centroids: by a product in the next precision."""
+        if self.rough:
+            return nearest(points_BD, self.centroids.finer)
+        labels = []
+        exact_KE = self.centroids.exact_KE
+        for part_BD in points_BD.split(max(1, _SCORES[torch.float32] // len(self.centroids))):
+            scores_BK = torch.addmm(exact_KE[:, -1], part_BD.double(), exact_KE[:, :-1].T)
+            least_B = scores_BK.amax(1) - self._tie(part_BD)
+            labels.append((scores_BK >= least_B[:, None]).to(torch.int8).argmax(1))  # the first of the largest
+        return torch.cat(labels)
+
+    def _still_open(
+        self, points_BD: Tensor, row_P: Tensor, centre_P: Tensor, rounding: Rounding, labels_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of several open pairs a point, those that float32 leaves open; where it is one, it is the label."""
         dots_P = torch.empty(len(row_P), device=points_BD.device)
+        centres_KD, halves_K = self.centroids.centres_KD, self.centroids.halves_K
         for at in range(0, len(row_P), _ROWS):
             row, centre = row_P[at : at + _ROWS], centre_P[at : at + _ROWS]
-            dots_P[at : at + _ROWS] = (points_BD[row] * centroids.centres_KD[centre]).sum(1) - centroids.halves_K[
-                centre
-            ]
-        top_B = torch.full((count,), -torch.inf, device=dots_P.device).scatter_reduce_(0, row_P, dots_P, "amax")
-        winner_P = torch.where(dots_P == top_B[row_P], centre_P, len(centroids))
-        first_B = torch.full_like(labels_B, len(centroids)).scatter_reduce_(0, row_P, winner_P, "amin")
-        rows = first_B < len(centroids)
+            dots_P[at : at + _ROWS] = (points_BD[row] * centres_KD[centre]).sum(1) - halves_K[centre]
+        least_B = _largest(dots_P, row_P, len(points_BD)) - 2 * self._summed(rounding.size_N)
+        open_P = dots_P >= least_B[row_P]
+        row_P, centre_P = row_P[open_P], centre_P[open_P]
+        labels_B[row_P] = centre_P
+        several_P = torch.bincount(row_P, minlength=len(points_BD))[row_P] > 1
+        return row_P[several_P], centre_P[several_P]
+
+    def _decide(self, points_BD: Tensor, row_P: Tensor, centre_P: Tensor, labels_B: Tensor) -> None:
+        """Float64 scores of the pairs left open; of equals the lowest centroid is the label."""
+        if not len(row_P):
+            return
+        exact_KE, count = self.centroids.exact_KE, len(self.centroids)
+        dots_P = torch.empty(len(row_P), dtype=torch.float64, device=points_BD.device)
+        for at in range(0, len(row_P), _ROWS):
+            row, centre_PE = row_P[at : at + _ROWS], exact_KE[centre_P[at : at + _ROWS]]
+            dots_P[at : at + _ROWS] = (points_BD[row].double() * centre_PE[:, :-1]).sum(1) + centre_PE[:, -1]
+        least_B = _largest(dots_P, row_P, len(points_BD)) - self._tie(points_BD)
+        winner_P = torch.where(dots_P >= least_B[row_P], centre_P, count)
+        first_B = torch.full_like(labels_B, count).scatter_reduce_(0, row_P, winner_P, "amin")
+        rows = first_B < count
         labels_B[rows] = first_B[rows]
+
+    def _tie(self, points_BD: Tensor) -> Tensor:
+        """Scores nearer to each other than this, float64 [B], are equal: what float64 sums may be off by."""
+        widest = self.centroids.slack[0]
+        return self.first_GE.shape[1] * 2.0**-52 * (points_BD.norm(dim=1).double() * widest + widest**2)
+
+
+def _largest(values_P: Tensor, row_P: Tensor, rows: int) -> Tensor:
+    """The largest value of each row; -inf where it has none."""
+    return values_P.new_full((rows,), -torch.inf).scatter_reduce_(0, row_P, values_P, "amax")
 
 
 def _value(bits_B: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ def scalable_kmeans(
     """k-means||: in each round every row becomes a candidate with probability oversampling * k * d^2 / cost.
 
     The candidates, weighted by how many rows are nearest to them, are then reduced to k by weighted k-means++
-    and a few weighted Lloyd iterations, on every rank alike.
+    and a few weighted Lloyd iterations, on every rank alike. A round may draw nobody; what is missing in the end is
+    drawn at random.
 
     Returns:
         float32 [k, dim].
@@ -44,7 +45,8 @@ def scalable_kmeans(
     rounds = None
     number = 0
     while True:
-        _shorten(nearest_N, points, Centroids.of(fresh, rough=rough and len(fresh) > 64))
+        if len(fresh):
+            _shorten(nearest_N, points, Centroids.of(fresh, rough=rough))
         cost = float(group.sum(torch.tensor([nearest_N.sum(dtype=np.float64)], dtype=torch.float64)))
         rounds = min(_ROUNDS, math.ceil(math.log(cost))) if rounds is None and cost > math.e else (rounds or 1)
         if number >= rounds or cost == 0.0:
@@ -53,8 +55,7 @@ def scalable_kmeans(
         draws = uniform(seed, number, points.numbers)
         drawn = np.flatnonzero(draws < oversampling * k * nearest_N / cost)
         fresh = group.gather(points.rows(drawn))
-        if len(fresh):
-            candidates = torch.cat([candidates, fresh])
+        candidates = torch.cat([candidates, fresh])
     if len(candidates) < k:
         more = random_rows(points, k - len(candidates), group, seed=seed, stream=_ROUNDS + 1)
         candidates = torch.cat([candidates, more])

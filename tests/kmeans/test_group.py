@@ -44,7 +44,7 @@ def pieces_in(folder: Path) -> list[Piece]:
 
 
 def plan(size: int, **other: Any) -> GroupPlan:
-    return GroupPlan(size, **{"cpus": 0.5, "threads": 1, "timeout_s": 20.0, **other})
+    return GroupPlan(size, **{"cpus": 0.5, "threads": 1, "timeout_s": 200.0, **other})
 
 
 def alone(pieces: list[Piece], options: FitOptions) -> Fit:
@@ -72,8 +72,8 @@ def test_two_workers_give_what_one_gives(tmp_path: Path, fractions: dict[str, fl
 
 @on_ray
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path: Path) -> None:
-    """One worker dies by kill -9 after some iterations; the new group starts from the saved ones."""
-
+    """One worker dies by kill -9 after some iterations; the new group starts from the saved ones, far from any rest,
+    and ends at the same bits."""
     (tmp_path / "in").mkdir()
     pieces = vectors(tmp_path / "in", rows=20_000, k=100, group=5000)
     state = str(tmp_path / "state")
@@ -89,11 +89,11 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path: Path) 
     killer = threading.Thread(target=disturb, daemon=True)
     killer.start()
     disturbed = group.fit(FitOptions(**{**vars(options), "state": state}))
-    killer.join(10)
+    killer.join(100)
     assert group.failures == 1 and 5 <= disturbed.resumed_from < 60
     assert disturbed.iterations == undisturbed.iterations == 60
-    np.testing.assert_allclose(disturbed.centroids, undisturbed.centroids, atol=1e-4)
-    assert disturbed.inertia == pytest.approx(undisturbed.inertia, rel=1e-5)
+    np.testing.assert_array_equal(disturbed.centroids, undisturbed.centroids)
+    assert disturbed.inertia == undisturbed.inertia
 
 
 @on_ray
