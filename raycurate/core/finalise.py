@@ -21,12 +21,21 @@ import pyarrow.parquet as pq
 from raycurate.core import storage
 from raycurate.core.cluster import remote_task
 from raycurate.core.manifest import OutputFile
+from raycurate.core.repeated_ids import (
+    RENAMED,
+    RENAMED_TO,
+    RepeatedIds,
+    is_repeated,
+    refuse_repeated,
+    rename_repeated,
+    repeated_keys,
+)
 from raycurate.core.staging import REJECT_REASON, ROW_KEY
 
 TARGET_BYTES = 256 * 1024 * 1024
 DUPLICATE_ID = "duplicate_id"
-_ROWS_PER_PARTITION = 20_000_000
 REJECT_COLUMNS = ["id", "source", REJECT_REASON, "reject_detail"]
+RENAMED_COLUMNS = ["id", RENAMED_TO, "source", ROW_KEY]
 
 
 @dataclass(frozen=True)
@@ -48,10 +57,12 @@ class Finalised:
     rows: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
+    renamed: int = 0
 
     def add(self, other: Finalised) -> None:
         self.files += other.files
         self.rows += other.rows
+        self.renamed += other.renamed
         for reason, count in other.rejects.items():
             self.rejects[reason] = self.rejects.get(reason, 0) + count
         for name, value in other.sums.items():
@@ -68,6 +79,7 @@ class Layout:
         columns: the columns of the output, in order.
         sums: working columns (dropped from the output) that are added up and reported.
         unique_id: the id column when the user chose the ids, so that they must be checked; else None.
+        repeated_ids: what is done when they are not unique (core/repeated_ids.py).
         schema: of the output, where the staged files do not all have its columns; None when they do.
     """
 
@@ -75,6 +87,7 @@ class Layout:
     columns: list[str]
     sums: list[str]
     unique_id: str | None = None
+    repeated_ids: RepeatedIds = "error"
     schema: pa.Schema | None = None
 
 
@@ -83,8 +96,10 @@ def finalise(
 ) -> Finalised:
     """Rewrite the staged rows of `staging` as the finished files of `output` (its manifest is the caller's).
 
-    A key that two attempts committed is kept once. Of rows that share an id, the first in input order is
-    kept and the others are rejected as `duplicate_id`.
+    A key that two attempts committed is kept once.
+
+    Raises:
+        InputError: rows share an id and `layout.repeated_ids` is "error".
     """
     import ray
 
@@ -96,9 +111,9 @@ def finalise(
         key=lambda f: (f.first_key, f.path),
     )
     groups = list(_groups(staged))
-    losers = duplicate_ids(staged, layout.unique_id)
+    repeated = _repeated(staged, layout)
     rewrite = remote_task(_rewrite, name="Finalise", num_cpus=0.5)
-    pending = [rewrite.remote(g, output, layout, number, losers) for number, g in enumerate(groups)]
+    pending = [rewrite.remote(g, output, layout, number, repeated) for number, g in enumerate(groups)]
     total = Finalised()
     results: dict[Any, Finalised] = {}
     waiting = list(pending)
@@ -110,6 +125,23 @@ def finalise(
     for reference in pending:
         total.add(results[reference])
     return total
+
+
+def _repeated(staged: list[StagedFile], layout: Layout) -> Any:
+    """Reference to the keys of the rows to rename."""
+    import ray
+
+    if layout.unique_id is None:
+        return ray.put(np.empty(0, np.uint64))
+    keys = repeated_keys(staged, layout.unique_id, rejects_too=layout.repeated_ids == "rename")
+    if layout.repeated_ids == "error":
+        refuse_repeated(staged, keys, layout.unique_id)
+    return keys
+
+
+def duplicate_ids(staged: list[StagedFile], id_column: str) -> Any:
+    """Reference to the sorted keys of good rows whose id an earlier good row has."""
+    return repeated_keys(staged, id_column, rejects_too=False)
 
 
 def scan_staging(entries: list[storage.FileEntry]) -> list[StagedFile]:
@@ -139,76 +171,23 @@ def _groups(staged: list[StagedFile]) -> Iterator[list[StagedFile]]:
         yield group
 
 
-def duplicate_ids(staged: list[StagedFile], id_column: str | None) -> Any:
-    """Reference to the sorted keys of rows whose id an earlier row has; a partitioned group-by over hashes."""
-    import ray
-
-    if id_column is None or not staged:
-        return ray.put(np.empty(0, np.uint64))
-    partitions = max(1, sum(f.rows for f in staged) // _ROWS_PER_PARTITION + 1)
-    split = remote_task(_hash_ids, name="HashIds", num_cpus=0.5, num_returns=partitions)
-    merge = remote_task(_find_duplicates, name="FindDuplicateIds", num_cpus=0.5)
-    gather = remote_task(_gather, name="GatherDuplicateIds", num_cpus=0)
-    batches = [staged[i : i + 100] for i in range(0, len(staged), 100)]
-    parts = [split.remote([f.path for f in batch], id_column, partitions) for batch in batches]
-    columns = [[part] for part in parts] if partitions == 1 else parts
-    merged = [merge.remote(*[column[p] for column in columns]) for p in range(partitions)]
-    return gather.remote(*merged)
-
-
-def _hash_ids(paths: list[str], id_column: str, partitions: int) -> Any:
-    """Rows of (hash, second hash, row key), parted by hash: 128 bits, so that no two ids are mistaken for one."""
-    from pandas.util import hash_array
-
-    rows = []
-    for path in paths:
-        filesystem, inner = storage.filesystem(path)
-        table = pq.read_table(inner, columns=[ROW_KEY, id_column, REJECT_REASON], filesystem=filesystem)
-        table = table.filter(pc.is_null(table[REJECT_REASON]))
-        ids = table[id_column].to_numpy()
-        rows.append(
-            np.stack(
-                [
-                    hash_array(ids, hash_key="raycurate-first0", categorize=False),
-                    hash_array(ids, hash_key="raycurate-second", categorize=False),
-                    table[ROW_KEY].to_numpy(),
-                ]
-            )
-        )
-    table_3n = np.concatenate(rows, axis=1)
-    owner = table_3n[0] % np.uint64(partitions)
-    parts = [table_3n[:, owner == p] for p in range(partitions)]
-    return parts[0] if partitions == 1 else tuple(parts)
-
-
-def _find_duplicates(*parts: np.ndarray) -> np.ndarray:
-    first, second, key = np.concatenate(parts, axis=1)
-    order = np.lexsort((key, second, first))
-    first, second, key = first[order], second[order], key[order]
-    repeated = (first[1:] == first[:-1]) & (second[1:] == second[:-1]) & (key[1:] != key[:-1])
-    return key[1:][repeated]
-
-
-def _gather(*parts: np.ndarray) -> np.ndarray:
-    return np.unique(np.concatenate(parts))
-
-
-def _rewrite(group: list[StagedFile], output: str, layout: Layout, number: int, losers: np.ndarray) -> Finalised:
+def _rewrite(group: list[StagedFile], output: str, layout: Layout, number: int, repeated: np.ndarray) -> Finalised:
     """One output file (and one of rejects, if there are any) from consecutive staging files."""
     result = Finalised()
     seen = SeenKeys(group)
     name = f"{layout.name}-{number:05d}"
-    data_path, rejects_path = f"{name}.parquet", f"rejects/{name}.jsonl"
+    data_path, rejects_path, renamed_path = f"{name}.parquet", f"rejects/{name}.jsonl", f"{RENAMED}/{name}.jsonl"
     with (
         LazyParquet(storage.join(output, data_path)) as data,
         LazyText(storage.join(output, rejects_path)) as rejects,
+        LazyText(storage.join(output, renamed_path), RENAMED_COLUMNS) as renamed,
     ):
         for staged in group:
             filesystem, inner = storage.filesystem(staged.path)
             table = seen.drop(pq.read_table(inner, filesystem=filesystem))
             for column in (c for c in layout.sums if c in table.column_names):
                 result.sums[column] = result.sums.get(column, 0) + (pc.sum(table[column]).as_py() or 0)
-            table = mark_duplicates(table, losers)
+            table = _renamed(table, layout, repeated, renamed)
             good = pc.is_null(table[REJECT_REASON])
             bad = table.filter(pc.invert(good))
             for counted in bad[REJECT_REASON].value_counts().to_pylist():
@@ -216,12 +195,23 @@ def _rewrite(group: list[StagedFile], output: str, layout: Layout, number: int, 
                 result.rejects[reason] = result.rejects.get(reason, 0) + counted["counts"]
             rejects.write(bad)
             data.write(_conform(table.filter(good), layout))
-        result.rows = data.rows
-    for path, rows in ((data_path, data.rows), (rejects_path, rejects.rows)):
+        result.rows, result.renamed = data.rows, renamed.rows
+    for path, rows in ((data_path, data.rows), (rejects_path, rejects.rows), (renamed_path, renamed.rows)):
         if rows:
             [entry] = storage.list_files(storage.join(output, path))
             result.files.append(OutputFile(path=path, size=entry.size, rows=rows))
     return result
+
+
+def _renamed(table: pa.Table, layout: Layout, repeated: np.ndarray, log: LazyText) -> pa.Table:
+    """`table` with its repeated ids told apart; what was renamed goes to `log`."""
+    if layout.unique_id is None or not len(repeated):
+        return table
+    renamed = rename_repeated(table, layout.unique_id, repeated)
+    mask = pa.array(is_repeated(table, repeated))
+    names = renamed[layout.unique_id].filter(mask)
+    log.write(table.rename_columns({layout.unique_id: "id"}).filter(mask).append_column(RENAMED_TO, names))
+    return renamed
 
 
 def _conform(table: pa.Table, layout: Layout) -> pa.Table:
@@ -235,11 +225,8 @@ def _conform(table: pa.Table, layout: Layout) -> pa.Table:
 
 
 def mark_duplicates(table: pa.Table, losers: np.ndarray) -> pa.Table:
-    if not len(losers) or not table.num_rows:
-        return table
-    keys = table[ROW_KEY].to_numpy()
-    at = np.minimum(np.searchsorted(losers, keys), len(losers) - 1)
-    is_loser = (losers[at] == keys) & table[REJECT_REASON].is_null().to_numpy()
+    """`table` with `duplicate_id` as the reason of the good rows among `losers`."""
+    is_loser = is_repeated(table, losers) & table[REJECT_REASON].is_null().to_numpy()
     if not is_loser.any():
         return table
     mask = pa.array(is_loser)

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from raycurate.core.cluster import ActorGroupOptions
 from raycurate.core.config import option
+from raycurate.core.repeated_ids import RepeatedIds
 from raycurate.data.documents import DocumentsOptions
 from raycurate.encoders.options import EncoderOptions
 
@@ -20,6 +21,11 @@ class EmbedConfig(EncoderOptions, DocumentsOptions):
     output: str = option(..., "Folder or URI the embeddings are written to.", operational=True)
     embedding_field: str = option("embeddings", "Name of the embedding column.")
     output_dtype: Literal["float32", "float16"] = option("float32", "Type of the vectors as stored.")
+    repeated_ids: RepeatedIds = option(
+        "error",
+        "What is done when documents share an id: error refuses and names them, rename gives the later ones ids of "
+        "their own (listed in _renamed/).",
+    )
     keep_text: bool = option(False, "Keep the text column in the output.")
     concurrency: int | Literal["auto"] | list[int] = option(
         "auto", "Encoder actors: a number, [min, max] for an autoscaling pool, or auto.", operational=True

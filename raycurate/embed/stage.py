@@ -64,9 +64,11 @@ class EmbedResult:
         rows = counts["documents"] + rejected
         share = (rows - counts["resumed_rows"]) / rows  # what this attempt did; the rest was staged before it
         stream = timings["stream"]
+        renamed = counts.get("renamed", 0)
         lines = [
             f"documents {counts['documents']:,}  tokens {counts['tokens']:,}  truncated {counts['truncated']:,}",
             f"rejected  {rejected:,}" + (f"  ({reasons})" if reasons else ""),
+            *([f"renamed   {renamed:,}  (their ids were taken; see _renamed/)"] if renamed else []),
             f"worker seconds in {parts}",
             f"wall {timings['wall']:.1f} s, {stream:.1f} s of it streaming"
             + (f"; {counts['resumed_rows']:,} rows were there from an earlier attempt" if share < 1 else ""),
@@ -80,11 +82,21 @@ class EmbedResult:
 
 
 def stage_key(config: EmbedConfig, listing: Listing, contract: EmbeddingContract) -> StageKey:
-    """What decides the vectors: the input's listing, the options that affect them, and the model's identity."""
+    """What decides the output: the input's listing, the options that affect it, and the model's identity."""
     options = {**config.result_keys(), "contract": contract.fingerprint()}
     return StageKey(
         stage="embed", algorithm_version=ALGORITHM_VERSION, input_fingerprint=listing.fingerprint, options=options
     )
+
+
+def staging_name(key: StageKey, plan: EmbedPlan) -> str:
+    """What staged rows have in common: vectors of one output come from one engine and device.
+
+    What is done about repeated ids is decided over staged rows, so that another decision goes on from the same.
+    """
+    rows = {name: value for name, value in key.options.items() if name != "repeated_ids"}
+    made_by = f"{plan.engine.split(':')[0]}-{plan.device}"
+    return f"{key.model_copy(update={'options': rows}).fingerprint()}-{made_by}"
 
 
 def plan_run(config: EmbedConfig) -> tuple[Listing, EmbedPlan, StageKey]:
@@ -121,8 +133,7 @@ def run(config: EmbedConfig) -> EmbedResult:
     done = already_done(config.output, key, overwrite=config.overwrite)
     if done is not None:
         return EmbedResult(config.output, done, skipped=True, neighbours=nearest_documents(config))
-    # Vectors of one output come from one engine and dtype: another choice starts a staging folder of its own.
-    staging = staging_folder(config.output, f"{key.fingerprint()}-{plan.engine.split(':')[0]}-{plan.device}")
+    staging = staging_folder(config.output, staging_name(key, plan))
     started = time.perf_counter()
     fetch_on_every_node(plan)
     attempt = _stream(plan, listing, staging)
@@ -231,6 +242,7 @@ def _layout(config: EmbedConfig, key: StageKey) -> Layout:
         columns=list(dict.fromkeys(columns)),
         sums=operators.WORKING_SUMS,
         unique_id="id",
+        repeated_ids=config.repeated_ids,
     )
 
 
@@ -266,6 +278,7 @@ def _manifest(plan: EmbedPlan, key: StageKey, listing: Listing, finished: Finali
             "documents": finished.rows,
             "tokens": int(sums.get(operators.NUM_TOKENS, 0)),
             "truncated": int(sums.get(operators.TRUNCATED, 0)),
+            "renamed": finished.renamed,
             "input_files": len(listing.files),
             "resumed_rows": attempt.resumed_rows,
         },

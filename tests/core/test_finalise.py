@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycurate.core import finalise as module
+from raycurate.core import repeated_ids
+from raycurate.core.errors import InputError
 from raycurate.core.finalise import Layout, finalise
 from raycurate.core.staging import committed
 
@@ -70,31 +73,73 @@ def test_a_row_two_attempts_wrote_is_kept_once(tmp_path: Path) -> None:
     assert result.sums["_num_tokens"] == 5
 
 
-@pytest.mark.parametrize("rows_a_partition", [10**9, 7])
-def test_the_first_row_of_an_id_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_a_partition: int) -> None:
-    monkeypatch.setattr(module, "_ROWS_PER_PARTITION", rows_a_partition)
-    staging, output = tmp_path / "s", tmp_path / "o"
+def stage_random(staging: Path) -> list[tuple[int, str, str | None]]:
+    """60 rows with 25 ids in six files of mixed order; (row key, id, reject reason) in key order."""
     generator = np.random.default_rng(0)
     keys = generator.permutation(60).tolist()
     names = [f"id-{generator.integers(25)}" for _ in keys]
     reasons = ["null_text" if k % 20 == 0 else None for k in keys]
     for part in range(6):
         cut = slice(part * 10, part * 10 + 10)
-        order = np.argsort(keys[cut])
-        pick = [part * 10 + int(i) for i in order]
+        pick = [part * 10 + int(i) for i in np.argsort(keys[cut])]
         stage(staging, f"p{part}", [keys[i] for i in pick], [names[i] for i in pick], [reasons[i] for i in pick])
-    result = finalise(str(staging), str(output), LAYOUT)
-    expected: dict[str, int] = {}
-    for k, name, reason in sorted(zip(keys, names, reasons, strict=True)):
-        if reason is None:
-            expected.setdefault(name, k)
-    got = {}
-    for f in result.files:
-        if f.path.endswith(".parquet"):
-            table = pq.read_table(output / f.path)
-            got.update(zip(table["id"].to_pylist(), table["value"].to_pylist(), strict=True))
-    assert got == {name: float(k) for name, k in expected.items()}
-    assert result.rejects == {"null_text": 3, "duplicate_id": 60 - 3 - len(expected)}
+    return sorted(zip(keys, names, reasons, strict=True))
+
+
+@pytest.mark.parametrize("rows_a_partition", [10**9, 7])
+def test_repeated_ids_are_refused_with_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_a_partition: int
+) -> None:
+    monkeypatch.setattr(repeated_ids, "_ROWS_PER_PARTITION", rows_a_partition)
+    good = [name for _, name, reason in stage_random(tmp_path / "s") if reason is None]
+    with pytest.raises(InputError, match=rf"{len(good) - len(set(good))} rows have the id .*'id-\d+' in s.*rename"):
+        finalise(str(tmp_path / "s"), str(tmp_path / "o"), LAYOUT)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("rows_a_partition", [10**9, 7])
+def test_repeated_ids_are_told_apart_and_no_row_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_a_partition: int
+) -> None:
+    monkeypatch.setattr(repeated_ids, "_ROWS_PER_PARTITION", rows_a_partition)
+    staging, output = tmp_path / "s", tmp_path / "o"
+    staged = stage_random(staging)
+    result = finalise(str(staging), str(output), replace(LAYOUT, repeated_ids="rename"))
+    good = [(key, name) for key, name, reason in staged if reason is None]
+    assert (result.rejects, result.rows) == ({"null_text": 3}, len(good))
+    tables = [pq.read_table(output / f.path) for f in result.files if f.path.endswith(".parquet")]
+    by_key = sorted(pa.concat_tables(tables).to_pylist(), key=lambda row: row["value"])  # its value is its key
+    got = [row["id"] for row in by_key]
+    assert len(set(got)) == len(got)
+    assert [name.partition("#")[0] for name in got] == [name for _, name in good]  # each under its own
+    first = {name: key for key, name, _ in reversed(staged)}
+    assert [name for name in got if "#" not in name] == [name for key, name in good if first[name] == key]
+    listed = [f.path for f in result.files if f.path.startswith("_renamed/")]
+    renamed = [json.loads(line) for path in listed for line in (output / path).read_text().splitlines()]
+    assert sorted(row["_row_key"] for row in renamed) == [key for key, name, _ in staged if first[name] != key]
+    assert result.renamed == len(renamed)
+    # Whoever reads the same rows again, without knowing what was rejected, names them alike.
+    keys = repeated_ids.renamed_keys([str(output / path) for path in listed])
+    again = pa.table({"_row_key": pa.array([k for k, _, _ in staged], pa.uint64()), "id": [n for _, n, _ in staged]})
+    names = repeated_ids.rename_repeated(again, "id", keys)["id"].to_pylist()
+    assert [n for n, (_, _, reason) in zip(names, staged, strict=True) if reason is None] == got
+
+
+def test_integers_stay_integers_until_one_is_renamed(tmp_path: Path) -> None:
+    def staged(name: str, ids: list[int | None]) -> pa.Table:
+        stage(tmp_path / name, "a", list(range(len(ids))), [str(i) for i in ids])
+        table = pq.read_table(tmp_path / name / "a.parquet")
+        reasons = pa.array(["null_text" if i is None else None for i in ids], pa.string())
+        table = table.set_column(1, "id", pa.array(ids, pa.int64())).set_column(4, "reject_reason", reasons)
+        pq.write_table(table, tmp_path / name / "a.parquet")
+        result = finalise(str(tmp_path / name), str(tmp_path / f"{name}-out"), replace(LAYOUT, repeated_ids="rename"))
+        [path] = [f.path for f in result.files if f.path.endswith(".parquet")]
+        return pq.read_table(tmp_path / f"{name}-out" / path)
+
+    assert staged("unique", [3, 2**62, None, None])["id"].to_pylist() == [3, 2**62]
+    names = staged("repeated", [3, 5, 3, None])["id"].to_pylist()
+    assert names[:2] == ["3", "5"]
+    assert names[2].startswith("3#")
 
 
 def test_many_small_files_become_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,6 @@ def test_every_bad_row_is_counted_with_its_reason(tmp_path: Path) -> None:
         {"id": "blank", "text": " \n "},
         {"id": "number", "text": 7},
         {"id": "absent"},
-        {"id": "g3", "text": "the same id again"},
         {"id": "long", "text": "x" * 5_000_000},
         {"id": "nan", "text": "this is poison for the model"},
         '{"id": "cut", "text": "no end',
@@ -118,7 +117,6 @@ def test_every_bad_row_is_counted_with_its_reason(tmp_path: Path) -> None:
         "empty_text": 1,
         "wrong_type": 1,
         "missing_text": 1,
-        "duplicate_id": 1,
         "too_long": 1,
         "non_finite_vector": 1,
         "invalid_json": 1,
@@ -127,9 +125,27 @@ def test_every_bad_row_is_counted_with_its_reason(tmp_path: Path) -> None:
         "unreadable_file": 1,
     }
     assert sorted(table_of(result)["id"].to_pylist()) == sorted(row["id"] for row in good)
-    assert rejects_of(result)["g3"] == "duplicate_id"
     assert sum(result.manifest.rejects.values()) == len(rejects_of(result))
     assert "null_text 1" in result.summary()
+
+
+def test_documents_that_share_an_id_are_refused_or_kept_apart(tmp_path: Path) -> None:
+    """The case `repeated-ids`; the advice of the error is followed, and nothing is embedded a second time for it."""
+    for name, texts in {"a": ["one", "two", "three"], "b": ["four", "one", "six"]}.items():
+        write_jsonl(tmp_path / "in" / f"{name}.jsonl", [{"id": i, "text": t} for i, t in enumerate(texts)])
+    log = {"engine_kwargs": {"log": str(tmp_path / "log")}}
+    with pytest.raises(InputError, match=r"3 rows have the id .*'0' in .*b\.jsonl.*repeated_ids=rename"):
+        run(options(tmp_path, **log))
+    assert nothing_written(tmp_path)
+    result = run(options(tmp_path, repeated_ids="rename", **log))
+    assert len((tmp_path / "log").read_text().splitlines()) == 6
+    assert (result.manifest.counts["documents"], result.manifest.counts["renamed"]) == (6, 3)
+    assert "renamed   3" in result.summary()
+    table = table_of(result)
+    assert table["id"].to_pylist()[:3] == ["0", "1", "2"]
+    assert [name.partition("#")[0] for name in table["id"].to_pylist()[3:]] == ["0", "1", "2"]
+    assert len(set(table["id"].to_pylist())) == 6
+    np.testing.assert_array_equal(np.stack(table["embeddings"].to_pylist())[4], hash_vector("one"))
 
 
 def test_ten_percent_null_texts_in_parquet_and_the_limit(tmp_path: Path) -> None:
