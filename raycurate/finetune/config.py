@@ -227,11 +227,13 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
                 return TeacherOptions(_absolute_model(part.teacher), encoder, work)
         return None
 
-    def train_options(self, *, cuda: bool = False) -> TrainOptions:
+    def train_options(self, *, cuda: bool = False, bfloat16: bool | None = None) -> TrainOptions:
         """What the loop is told.
 
         Args:
-            cuda: whether it runs on GPUs, which decides precision=auto.
+            cuda: whether it runs on GPUs.
+            bfloat16: whether all workers' hardware multiplies it, which decides precision=auto; None, where no worker
+                was asked: GPUs do, and a CPU if this machine's does.
 
         Raises:
             ConfigError: options that cannot be together.
@@ -253,7 +255,12 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
             "elastic": self.elastic,
         }
         if self.precision == "auto":
-            values["precision"] = "bfloat16" if cuda else "float32"
+            import torch
+
+            from raycurate.encoders.devices import multiplies_bfloat16
+
+            here = cuda or multiplies_bfloat16(torch.device("cpu"))
+            values["precision"] = "bfloat16" if (here if bfloat16 is None else bfloat16) else "float32"
         return TrainOptions(**values)
 
 

@@ -198,7 +198,9 @@ class OptimiseConfig(StageConfig):
     length_window: int = option(50, "Batches among which questions are sorted by length; 0: none.", ge=0)
     seed: int = option(42, "Seed of the order, of dropout and of the adapters.", ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "Of the arithmetic; weights stay float32. auto is bfloat16 on GPUs, float32 on CPUs."
+        "auto",
+        "Of the arithmetic; weights stay float32. auto is bfloat16 where all workers' hardware multiplies it, else "
+        "float32.",
     )
     early_stopping: int | None = option(None, "Stop after so many validations in a row without a better val_mrr.", gt=0)
 

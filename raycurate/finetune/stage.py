@@ -104,6 +104,9 @@ def describe_plan(config: FinetuneConfig) -> str:
     Raises:
         CapacityError: a worker's memory is not enough.
     """
+    import torch
+
+    from raycurate.encoders.devices import warn_if_imitated
     from raycurate.encoders.fetch import fetch_model
     from raycurate.finetune.estimate import Setting, estimate_training
 
@@ -111,6 +114,8 @@ def describe_plan(config: FinetuneConfig) -> str:
     plan = layout(config, found)
     report = check_plan([plan.demand(config)], found)
     options = config.train_options(cuda=plan.gpus > 0)
+    if not plan.gpus:
+        warn_if_imitated(options.precision, torch.device("cpu"), where="precision", backward=True)
     questions, said = _count(config)
     setting = Setting(
         ranks=plan.most,

@@ -28,8 +28,11 @@ from raycurate.finetune.driver import RUN_RECORD, Job
 from raycurate.finetune.logs import Logs, open_logs
 
 if TYPE_CHECKING:
+    import torch
+
     from raycurate.finetune.beside import Beside
     from raycurate.finetune.loop import Trained
+    from raycurate.finetune.options import TrainOptions
     from raycurate.finetune.prepared import Prepared
 
 log = get_logger(__name__)
@@ -37,6 +40,7 @@ log = get_logger(__name__)
 
 def work(told: dict[str, Any]) -> Trained | None:
     """What one worker does; rank 0's result is the run's."""
+    import torch
     from ray import train as ray_train
     from ray.train.torch import get_device
 
@@ -61,6 +65,7 @@ def work(told: dict[str, Any]) -> Trained | None:
     if not job.layout.gpus:
         _use_the_cores(ray_train.get_context().get_local_world_size())
     rank = ray_train.get_context().get_world_rank()
+    options = _options(config, torch.device(device), cuda=job.layout.gpus > 0, said=rank == 0)
     with _state_to_resume(job) as (state, step), _logs(job, rank, step) as logs:
         beside = _beside(job)
         group = None if beside is None else beside.group
@@ -71,7 +76,7 @@ def work(told: dict[str, Any]) -> Trained | None:
             model_folder,
             config.model_options(),
             train_data,
-            config.train_options(cuda=job.layout.gpus > 0),
+            options,
             reporter,
             lora=config.lora_options(),
             val_data=val_data,
@@ -79,6 +84,21 @@ def work(told: dict[str, Any]) -> Trained | None:
             device=device,
         )
     return done if rank == 0 else None
+
+
+def _options(config: FinetuneConfig, device: torch.device, *, cuda: bool, said: bool) -> TrainOptions:
+    """What the loop is told, equal on all workers: precision=auto is bfloat16 only if each one's hardware has it."""
+    import torch
+
+    from raycurate.encoders.devices import multiplies_bfloat16, warn_if_imitated
+    from raycurate.finetune.collectives import max_over_ranks
+
+    lacking = max_over_ranks(torch.tensor(float(not multiplies_bfloat16(device)), device=device))
+    options = config.train_options(cuda=cuda, bfloat16=not lacking.item())
+    if said:
+        log.info("finetune: precision %s on %s", options.precision, device)
+        warn_if_imitated(options.precision, device, where="precision", backward=True)
+    return options
 
 
 def _beside(job: Job) -> Beside | None:

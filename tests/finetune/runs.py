@@ -42,6 +42,7 @@ def small_recipe(folder: Path) -> dict[str, Any]:
         "global_batch_size": 8,
         "learning_rate": 1e-3,
         "temperature": 0.05,
+        "precision": "float32",  # the same numbers on every processor
         "checkpoint_every_steps": 20,
         "num_workers": 2,
         "actors": {"num_cpus": 0.5},

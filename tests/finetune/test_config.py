@@ -26,10 +26,18 @@ def test_the_defaults_are_those_of_the_embed_recipe() -> None:
     options = _config().train_options()
     assert (options.loss, options.num_epochs, options.learning_rate) == ("listed", 3, 1e-5)
     assert (options.global_batch_size, options.temperature, options.weight_decay) == (128, 0.02, 0.01)
-    assert (options.max_grad_norm, options.precision) == (1.0, "float32")
-    assert _config().train_options(cuda=True).precision == "bfloat16"
+    assert options.max_grad_norm == 1.0
     prepared = _config().prepare_options()
     assert (prepared.passages.n_passages, prepared.query_max_length, prepared.passage_max_length) == (5, 512, 512)
+
+
+def test_the_precision_is_what_the_hardware_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _config().train_options(cuda=True).precision == "bfloat16"
+    assert _config().train_options(cuda=True, bfloat16=False).precision == "float32"  # a card from before Ampere
+    assert _config().train_options(bfloat16=True).precision == "bfloat16"
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert _config().train_options().precision == "float32"
+    assert _config(precision="bfloat16").train_options().precision == "bfloat16"  # what is asked for stays
 
 
 def test_every_option_of_the_loop_can_be_said() -> None:
