@@ -28,6 +28,7 @@ class Stage:
             `--dry-run` prints for a stage that is laid out over a cluster.
         wiring: option -> reference into the recipe, used when the recipe's section has no value for it.
         takes: option -> stage whose output it is, likewise, when the recipe has a section for that stage.
+        encodes: True when it runs a model, so that what the recipe says of its shared `model` reaches it.
         optional: True when it runs as part of `raycurate run` only if the recipe has its section.
         needs_ray: False when it runs on the driver alone.
     """
@@ -40,6 +41,7 @@ class Stage:
     plan_path: str | None = None
     wiring: dict[str, str] = field(default_factory=dict)
     takes: dict[str, str] = field(default_factory=dict)
+    encodes: bool = False
     optional: bool = False
     needs_ray: bool = True
 
@@ -49,6 +51,16 @@ class Stage:
 
     def values(self, recipe: Recipe) -> dict[str, Any]:
         """The options that `recipe` gives this stage, wired ones included, unchecked."""
+        values = self._wired(recipe)
+        if not self.encodes:
+            return values
+        from raycurate.encoders.declared import laid_under, of_any_model, runs_the_model, said_in
+
+        said = said_in(recipe.values, recipe.source, [stage.name for stage in STAGES.values() if stage.encodes])
+        same = runs_the_model(recipe.values, recipe.source, self.name)
+        return laid_under(values, said if same else of_any_model(said), self.name)
+
+    def _wired(self, recipe: Recipe) -> dict[str, Any]:
         values = recipe.section(self.name)
         for option, reference in self.wiring.items():
             root = reference.removeprefix("${").split("}")[0]
@@ -96,6 +108,7 @@ STAGES: dict[str, Stage] = {
             "raycurate.embed.stage:run",
             "raycurate.embed.stage:state",
             "raycurate.embed.stage:describe_plan",
+            encodes=True,
             wiring={"input": "${corpus}", "model": "${model}", "output": "${workdir}/embeddings"},
         ),
         Stage(
@@ -139,6 +152,7 @@ STAGES: dict[str, Stage] = {
             "raycurate.prep.config:MineConfig",
             "raycurate.prep.mine_stage:run",
             "raycurate.prep.mine_stage:state",
+            encodes=True,
             wiring={
                 "input": "${workdir}/converted/train.json",
                 "output": "${workdir}/mined",
@@ -164,6 +178,7 @@ STAGES: dict[str, Stage] = {
             "raycurate.prep.config:PrepConfig",
             "raycurate.prep.stage:run",
             "raycurate.prep.stage:state",
+            encodes=True,
             wiring={
                 "output": "${workdir}/prep",
                 "model": "${model}",
@@ -179,6 +194,7 @@ STAGES: dict[str, Stage] = {
             "raycurate.finetune.stage:run",
             "raycurate.finetune.stage:state",
             "raycurate.finetune.stage:describe_plan",
+            encodes=True,
             wiring={
                 "train": "${workdir}/prep/train_mined.automodel_unrolled.json",
                 "val": "${workdir}/prep/val_mined.automodel.json",
@@ -195,6 +211,7 @@ STAGES: dict[str, Stage] = {
             "raycurate.evaluate.config:EvalConfig",
             "raycurate.evaluate.stage:run",
             "raycurate.evaluate.stage:state",
+            encodes=True,
             wiring={
                 "input": "${workdir}/prep/eval_beir",
                 "model": "${model}",

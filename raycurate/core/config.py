@@ -27,7 +27,9 @@ from raycurate.core.errors import ConfigError, nearest
 REDACTED = "**********"
 _SECRET_NAME = re.compile(r"(^|_)(token|secret|password|passwd|api_?key|access_?key|credentials?)($|_)", re.I)
 _REFERENCE = re.compile(r"\$\{([^${}]+)\}")
-SHARED_KEYS = ("workdir", "model", "corpus", "seed")
+SHARED_KEYS = ("workdir", "model", "encoder", "corpus", "seed")
+OF_A_STAGE = ("encoder",)
+"""Shared keys that a stage's own value is laid over; given for one stage, they are its own."""
 
 
 class UnsetVariableError(ConfigError):
@@ -230,9 +232,9 @@ def _apply_override(values: dict[str, Any], override: str, stages: list[str], st
     except yaml.YAMLError:
         value = text
     parts = key.split(".")
-    if stage and parts[0] not in (*SHARED_KEYS, stage):
+    if stage and (parts[0] in OF_A_STAGE or parts[0] not in (*SHARED_KEYS, stage)):
         parts.insert(0, stage)
-    if stage and key in SHARED_KEYS:
+    if stage and key in SHARED_KEYS and key not in OF_A_STAGE:
         own = values.get(stage)
         if isinstance(own, dict) and key in own:  # the stage's own value would hide the shared one
             own[key] = value

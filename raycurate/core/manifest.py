@@ -161,11 +161,12 @@ def is_done(folder: str, key: StageKey, *, overwrite: bool = False) -> Manifest 
         if not overwrite:
             _refuse_foreign(folder)
         return None
-    if manifest.key == key and not missing_files(folder, manifest):
+    changed = manifest.key.differences(key)  # an option that is new since then and not given is no difference
+    if not changed and not missing_files(folder, manifest):
         return manifest
     if overwrite:
         return None
-    changed = manifest.key.differences(key) or ["files that its manifest lists are missing"]
+    changed = changed or ["files that its manifest lists are missing"]
     raise OutputExistsError(
         "an output made from something else is there; it differs in " + "; ".join(changed),
         where=folder,

@@ -26,6 +26,7 @@ from raycurate.core.manifest import package_versions
 from raycurate.core.observe import get_logger
 from raycurate.core.staging import REJECT_REASON, ROW_KEY, StagingSink
 from raycurate.embed.config import EmbedConfig
+from raycurate.encoders.declared import for_role
 
 if TYPE_CHECKING:
     from raycurate.embed.plan import EmbedPlan
@@ -44,14 +45,13 @@ class Texts:
     """Texts to embed in one role ("query" or "document").
 
     name: of the folder their vectors are laid out in. order: int64 [n], the text that each vector laid out is of;
-    the texts' own order by default. prefix: literal text before each instead of the model's prompt for the role.
+    the texts' own order by default.
     """
 
     name: str
     texts: pa.ChunkedArray
     role: str
     order: np.ndarray | None = None
-    prefix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def embed_texts(
     """Embed what the cache does not have, and lay out the vectors in `folder`; needs a running Ray.
 
     Args:
-        model, options: as `raycurate embed` takes them.
+        model, options: as `raycurate embed` takes them, and what differs by role (encoders/declared.py).
         cache: folder or URI that is kept from run to run.
         folder: where the vectors are laid out for a search; written anew.
         unit: scale them to length one, so that inner products are cosines.
@@ -151,13 +151,20 @@ def plan_for(given: Texts, model: str, options: dict[str, Any]) -> EmbedPlan:
     from raycurate.embed.model import read_contract, weights_bytes
     from raycurate.embed.plan import make_plan
 
-    values = {**options, "model": model, "role": given.role, "input": "(texts)", "output": "(cache)"}
-    if given.prefix is not None:
-        values["prefix"] = given.prefix
-    config = EmbedConfig.parse(values, where=f"options of the encoder {model}")
+    config = config_for(model, options, given.role)
     plan = make_plan(config, read_contract(config), capacity(), weights_bytes(config))
     plan.check(capacity())
     return plan
+
+
+def config_for(model: str, options: dict[str, Any], role: str) -> EmbedConfig:
+    """How `raycurate embed` would embed texts in one role.
+
+    Raises:
+        ConfigError: options that it does not have.
+    """
+    values = {**for_role(options, role), "role": role, "model": model, "input": "(texts)", "output": "(cache)"}
+    return EmbedConfig.parse(values, where=f"options of the encoder {model}")
 
 
 def _store_name(plan: EmbedPlan) -> str:

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from raycurate.core.config import StageConfig, option
+from raycurate.core.config import option
 from raycurate.encoders.base import is_url
+from raycurate.encoders.declared import BY_ROLE, RoleOptions, decisive, of_any_model
 from raycurate.evaluate.metrics import K_VALUES
 
 ALGORITHM_VERSION = 1
@@ -15,13 +16,12 @@ BASE, FINETUNED, SERVED, BM25 = "base", "finetuned", "served", "bm25"
 FUSED = "bm25+{}"
 
 
-class SystemOptions(StageConfig):
+class SystemOptions(RoleOptions):
     """One system beside the base and the fine-tuned model."""
 
     model: str = option(
         ..., "A folder, a Hugging Face id, `python:MODULE`, an endpoint's URL, or the output of `raycurate finetune`."
     )
-    encoder: dict[str, Any] = option({}, "How it is run, laid over the stage's `encoder`.")
     dimensions: int | None = option(None, "Only the first so many dimensions (Matryoshka).", ge=1)
     quantization: Literal["none", "int8", "binary"] = option("none", "What a dimension of a document is stored in.")
     rescore: int = option(4, "Times k candidates scored anew with the whole vectors; 0: none.", ge=0)
@@ -30,7 +30,7 @@ class SystemOptions(StageConfig):
     )
 
 
-class EvalConfig(StageConfig):
+class EvalConfig(RoleOptions):
     """A test set and systems in; metrics, intervals and comparisons out."""
 
     input: str = option(
@@ -61,9 +61,6 @@ class EvalConfig(StageConfig):
         None,
         "Systems that are also fused with BM25 by reciprocal rank; by default the fine-tuned one, else the base.",
     )
-    encoder: dict[str, Any] = option(
-        {}, "How the models are run: options of `raycurate embed` (engine, dtype, max_length, device, num_gpus, ...)."
-    )
     k_values: list[int] = option(list(K_VALUES), "Cuts of the metrics.", min_length=1)
     ignore_identical_ids: bool = option(True, "Pass over a hit that has the question's own id, as BEIR does.")
     skip_missing: bool = option(False, "Leave out systems that are not there instead of stopping.")
@@ -91,14 +88,6 @@ class EvalConfig(StageConfig):
         if min(value) < 1:
             raise ValueError("cuts are whole numbers from 1")
         return sorted(set(value))
-
-    @field_validator("encoder")
-    @classmethod
-    def _no_second_way(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in ("model", "role", "prefix"):
-            if name in value:
-                raise ValueError(f"'{name}' is read from the model's own files and cannot be given here")
-        return value
 
     @model_validator(mode="after")
     def _together(self) -> EvalConfig:
@@ -133,7 +122,11 @@ class EvalConfig(StageConfig):
         return [*chosen, *self.systems]
 
     def options_of(self, name: str) -> SystemOptions:
-        """What a dense system is, with `encoder` of the stage under its own unless it is served."""
+        """What a dense system is and how it is run.
+
+        What the stage says of `model` goes with that model alone, in whichever system it is: a fine-tuned one says it
+        in its own files. Where and in which precision is for all but servers, which see to it themselves.
+        """
         if name == BASE:
             found = SystemOptions(model=str(self.model))
         elif name == FINETUNED:
@@ -145,9 +138,9 @@ class EvalConfig(StageConfig):
             found = SystemOptions(model=str(self.nim_url), encoder={"engine_kwargs": kwargs}, same_as=reference)
         else:
             found = self.systems[name]
-        if is_url(found.model):  # how a model is run is its server's affair
-            return found
-        return found.model_copy(update={"encoder": {**self.encoder, **found.encoder}})
+        under = {} if is_url(found.model) else self.run_as if found.model == self.model else of_any_model(self.run_as)
+        one_way = dict.fromkeys(BY_ROLE)  # they are all in `encoder` now
+        return found.model_copy(update={**one_way, "encoder": {**under, **found.run_as}})
 
     @property
     def fused_names(self) -> list[str]:
@@ -162,4 +155,4 @@ class EvalConfig(StageConfig):
         """Where models run decides nothing; how they are run does."""
         kept = super().result_keys()
         kept.pop("model"), kept.pop("finetuned")  # their contents are in the input's fingerprint
-        return kept
+        return {**kept, "encoder": decisive(self.encoder)}

@@ -4,7 +4,7 @@
     evaluate_hits(data.qrels, found.query_ids, found.document_ids_QK, found.scores_QK)
 
 Checkpoints on their dev questions (finetune/dev_eval.py) and `raycurate eval` go this one way. A model is run under the
-contract of its own files: pooling, prefixes and the document template are read, never given again. Scores are inner
+contract of its own files and what `encoder` says of it (encoders/declared.py). Scores are inner
 products of the vectors as the model gives them, which is what it was trained by; multi-vector models score by MaxSim.
 """
 
@@ -24,7 +24,7 @@ from raycurate.core import storage
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError, InputError
 from raycurate.data.beir import BeirData
-from raycurate.embed.cache import Texts, embed_texts
+from raycurate.embed.cache import Texts, config_for, embed_texts
 from raycurate.encoders.base import is_url
 
 if TYPE_CHECKING:
@@ -39,15 +39,13 @@ class DenseModel:
     """A model and how it is run.
 
     model: a folder or URI, or anything else that `raycurate embed` takes for one; a folder with separate encoders too.
-    encoder: options of `raycurate embed` (dtype, max_length, device, concurrency, num_gpus, ...). query_prefix,
-    document_prefix: literal text instead of the model's own prompts. dimensions: only the first so many (Matryoshka).
+    encoder: as encoders/declared.py has it: options of `raycurate embed` and what differs by role. dimensions: only the
+    first so many (Matryoshka).
     quantization, rescore: what documents are searched in, and times k candidates scored anew (search/quantised.py).
     """
 
     model: str
     encoder: dict[str, Any] = field(default_factory=dict)
-    query_prefix: str | None = None
-    document_prefix: str | None = None
     dimensions: int | None = None
     quantization: Literal["none", "int8", "binary"] = "none"
     rescore: int = 4
@@ -62,19 +60,14 @@ class DenseModel:
         return dict.fromkeys(ROLES, self.model)
 
     def contracts(self) -> dict[str, EmbeddingContract]:
-        """The contract of each role.
+        """The contract of each role, what `encoder` says of it included.
 
         Raises:
             ConfigError, ContractError, InputError: options that embed does not have, or a model that cannot be used.
         """
-        from raycurate.embed.config import EmbedConfig
         from raycurate.embed.model import read_contract
 
-        found: dict[str, EmbeddingContract] = {}
-        for role, model in self.by_role.items():
-            values = {**self.encoder, "model": model, "input": "(texts)", "output": "(cache)"}
-            found[role] = read_contract(EmbedConfig.parse(values, where=f"options of the encoder {model}"))
-        return found
+        return {role: read_contract(config_for(model, self.encoder, role)) for role, model in self.by_role.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +110,8 @@ def retrieve(model: DenseModel, data: BeirData, depth: int, *, cache: str | None
     asked = [[contract.identity() for contract in contracts.values()], asdict(model), query_ids]
     folder = storage.join(work, fingerprint(asked))
     given = {
-        "document": Texts("documents", texts, "document", order, model.document_prefix),
-        "query": Texts("queries", data.queries["text"], "query", None, model.query_prefix),
+        "document": Texts("documents", texts, "document", order),
+        "query": Texts("queries", data.queries["text"], "query"),
     }
     kept = cache or storage.join(folder, "cache")
     way = _several_vectors if contracts["document"].pooling == "multi_vector" else _one_vector

@@ -29,6 +29,7 @@ from raycurate.core.manifest import (
 from raycurate.core.observe import Clock, get_logger
 from raycurate.core.staging import staging_folder
 from raycurate.data.beir import BeirData, read_beir
+from raycurate.encoders.declared import of_the_model
 from raycurate.evaluate.collections import locate, name_of
 from raycurate.evaluate.compare import CompareOptions, Comparison, compare
 from raycurate.evaluate.config import ALGORITHM_VERSION, EvalConfig
@@ -186,6 +187,7 @@ def _kind(name: str, system: System | None) -> dict[str, Any]:
     return {
         "kind": "served" if system.served else "dense",
         "model": options.model,
+        "encoder": of_the_model(options.encoder),
         "dimensions": options.dimensions,
         "quantization": options.quantization,
         "same_as": options.same_as,

@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 from raycurate.core import storage
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError, MissingDependencyError
-from raycurate.core.manifest import STAGING, read_manifest, require_whole
+from raycurate.core.manifest import STAGING, Manifest, read_manifest, require_whole
 from raycurate.core.observe import get_logger
 from raycurate.data.beir import BeirData
 from raycurate.encoders.base import is_url
+from raycurate.encoders.declared import BY_ROLE, agreed, merged, of_the_model
 from raycurate.evaluate.config import BM25, FUSED, EvalConfig, SystemOptions
 from raycurate.evaluate.lexical import fuse, retrieve_bm25
 from raycurate.evaluate.retrieve import DenseModel, Retrieved, depth_of, retrieve
@@ -52,6 +53,7 @@ def found_systems(config: EvalConfig) -> tuple[list[System], dict[str, str]]:
     """
     found: list[System] = []
     missing: dict[str, str] = {}
+    config = as_it_was_trained(config)
     for name in config.dense_names:
         try:
             options = config.options_of(name)
@@ -68,6 +70,37 @@ def found_systems(config: EvalConfig) -> tuple[list[System], dict[str, str]]:
     return found, missing
 
 
+def as_it_was_trained(config: EvalConfig) -> EvalConfig:
+    """The options with what the fine-tuning was told of its model, where that is the base: prefixes, pooling, ...
+
+    Raises:
+        ConfigError: eval was told otherwise, which would give the base two numbers; the fields are named.
+    """
+    manifest = _finetuning(config.finetuned) if config.model is not None and config.finetuned is not None else None
+    if manifest is None or not _same_model(str(config.model), str(manifest.settings.get("model"))):
+        return config
+    settings = manifest.settings
+    beside = {name: settings.get(name) for name in (*BY_ROLE[:2], "pooling", "normalize", "revision")}
+    told = {
+        "eval": of_the_model(config.run_as),
+        "finetune": of_the_model(merged(settings.get("encoder") or {}, beside)),
+    }
+    together = agreed(told, model=str(config.model))
+    return config.model_copy(update={**dict.fromkeys(BY_ROLE), "encoder": {**config.encoder, **together}})
+
+
+def _finetuning(place: str) -> Manifest | None:
+    """The manifest of a fine-tuning's output; None where `place` is none."""
+    if is_url(place) or place.startswith(("python:", "hf://")) or not storage.exists(place):
+        return None
+    manifest = read_manifest(place)
+    return manifest if manifest is not None and manifest.key.stage == "finetune" else None
+
+
+def _same_model(one: str, other: str) -> bool:
+    return one == other or (storage.exists(one) and storage.normalise(one) == other)
+
+
 def model_of(place: str) -> str:
     """The model at `place`: the best checkpoint where it is the output of a fine-tuning, else `place`.
 
@@ -76,8 +109,7 @@ def model_of(place: str) -> str:
     """
     if is_url(place) or place.startswith(("python:", "hf://")) or not storage.exists(place):
         return place
-    manifest = read_manifest(place)
-    if manifest is not None and manifest.key.stage == "finetune":
+    if _finetuning(place) is not None:
         from raycurate.finetune.result import FinetuneResult
 
         return FinetuneResult(place, require_whole(place)).best

@@ -1,7 +1,7 @@
 """How well the model searches before it is trained: what the dev metrics of its checkpoints are compared with.
 
-It reads texts as the training does: the same lengths, prefixes, pooling and normalisation. With `cache` the vectors
-are those that mining has made with the same model, and only a change of lengths or prefixes embeds anew.
+It reads texts under the prefixes, the pooling and the normalisation of the training, and under its own lengths or those
+that `encoder` says: as mining and eval run it, so that there is one number of it. With `cache` the vectors are theirs.
 """
 
 from __future__ import annotations
@@ -37,18 +37,10 @@ def measure_base(config: FinetuneConfig) -> dict[str, float]:
     options = DevOptions(
         eval_beir=config.dev,
         work=storage.join(config.output, STAGING, "base"),
-        encoder=_encoder(config),
-        query_prefix=config.query_prefix,
-        document_prefix=config.passage_prefix,
+        encoder=config.run_as,
         cache=config.cache,
     )
     found = evaluate_dev(config.model, options)
     metrics = {name: found[name] for name in METRICS}
     storage.write_text(kept, json.dumps(metrics) + "\n")
     return metrics
-
-
-def _encoder(config: FinetuneConfig) -> dict[str, object]:
-    names = ("revision", "pooling", "normalize", "cache_dir", "hf_token", "local_files_only")
-    given = {name: getattr(config, name) for name in names}
-    return given | {"max_length": max(config.query_max_length, config.passage_max_length), "device": config.device}

@@ -44,6 +44,8 @@ ALIASES = {
     "val_every_steps": "validate_every_steps",
 }
 """Other tools' names -> ours; not for options that `raycurate run` wires, which would then be given twice."""
+_SAID_OF_THE_MODEL = ("query_prefix", "passage_prefix", "pooling", "normalize", "revision")
+"""What `encoder` may say too: it is trained as it is run. Lengths are not among it."""
 
 
 class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConfig, ModelConfig, DataConfig):
@@ -55,6 +57,11 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
         "Trackers beside train.jsonl: {tensorboard: true, mlflow: {experiment}, wandb: {project}}.",
         operational=True,
     )
+    encoder: dict[str, Any] = option(
+        {},
+        "How dev questions are searched: options of `raycurate embed` (engine, dtype, num_gpus, ...) for all models, "
+        "and max_length, query_max_length, passage_max_length for the model as it is; a checkpoint has its own.",
+    )
     overwrite: bool = option(False, "Replace an output that is there already.", operational=True)
 
     @model_validator(mode="before")
@@ -62,7 +69,7 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
     def _other_names(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        renamed = dict(values)
+        renamed = _lifted(values)
         for name, ours in ALIASES.items():
             if name in renamed:
                 if ours in renamed:
@@ -134,7 +141,10 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
 
     def result_keys(self) -> dict[str, Any]:
         """A path to go on from decides the result; whether an interrupted run is taken up does not."""
+        from raycurate.encoders.declared import decisive, of_any_model
+
         kept = super().result_keys()
+        kept["encoder"] = decisive(of_any_model(self.encoder))
         return kept | {"resume": "auto" if self.resume in ("auto", "never") else self.resume}
 
     def absolute(self) -> FinetuneConfig:
@@ -160,6 +170,25 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
 
         names = ("model", "revision", "cache_dir", "hf_token", "local_files_only")
         return EncoderOptions(**{name: getattr(self, name) for name in names})
+
+    @property
+    def run_as(self) -> dict[str, Any]:
+        """How the model is run as it is, before it is trained: `encoder` as eval and mining take it."""
+        from raycurate.encoders.declared import merged
+
+        return merged({**self.encoder, **self._machine()}, {n: getattr(self, n) for n in _SAID_OF_THE_MODEL})
+
+    @property
+    def checkpoints_run_as(self) -> dict[str, Any]:
+        """How a checkpoint is run: its own files say what decides its vectors."""
+        from raycurate.encoders.declared import of_any_model
+
+        machine = {name: value for name, value in self._machine().items() if name != "hf_token"}  # it is not on the hub
+        return {**of_any_model(self.encoder), **machine}
+
+    def _machine(self) -> dict[str, Any]:
+        given = {name: getattr(self, name) for name in ("cache_dir", "hf_token", "local_files_only", "device")}
+        return {name: value for name, value in given.items() if value is not None}
 
     def model_options(self) -> ModelOptions:
         """How the checkpoint becomes a bi-encoder. Its one length is the longer of the two in training."""
@@ -262,6 +291,34 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
             here = cuda or multiplies_bfloat16(torch.device("cpu"))
             values["precision"] = "bfloat16" if (here if bfloat16 is None else bfloat16) else "float32"
         return TrainOptions(**values)
+
+
+def _lifted(values: dict[str, Any]) -> dict[str, Any]:
+    """The options with those of `encoder` that are options of the training itself in their own places.
+
+    Raises:
+        ValueError: a key of `encoder` that nobody knows, or one that is said differently beside it.
+    """
+    from raycurate.encoders.declared import checked
+
+    encoder = values.get("encoder")
+    if not isinstance(encoder, dict):
+        return dict(values)
+    found, encoder = dict(values), checked(encoder)
+    for name in (*_SAID_OF_THE_MODEL, "cache_dir", "hf_token", "local_files_only", "device"):
+        if name not in encoder:
+            continue
+        said = encoder.pop(name)
+        beside = next((found[n] for n in (name, *_names_of(name)) if found.get(n) is not None), None)
+        if beside is None:
+            found[name] = said
+        elif name in _SAID_OF_THE_MODEL and checked({name: beside}) != {name: said}:
+            raise ValueError(f"{name}={beside!r} and encoder.{name}={said!r}: say it once")
+    return found | {"encoder": encoder}
+
+
+def _names_of(ours: str) -> list[str]:
+    return [name for name, meant in ALIASES.items() if meant == ours]
 
 
 def _absolute_model(name: str) -> str:

@@ -42,16 +42,13 @@ class DevOptions:
 
     eval_beir: a folder in BEIR's layout with qrels/dev.tsv. work: a folder that every node of the cluster can write to;
     what is put there is deleted at the end, and found again by a second try if the first was killed. encoder: how the
-    model is run, options of `raycurate embed` (dtype, max_length, device, concurrency, num_gpus, ...). query_prefix,
-    document_prefix: literal text instead of the checkpoint's own prompts. cache: a folder of vectors that is kept
-    (embed/cache.py); by default they are deleted with the rest.
+    model is run (encoders/declared.py). cache: a folder of vectors that is kept (embed/cache.py); by default they are
+    deleted with the rest.
     """
 
     eval_beir: str
     work: str
     encoder: dict[str, Any] = field(default_factory=dict)
-    query_prefix: str | None = None
-    document_prefix: str | None = None
     cache: str | None = None
 
 
@@ -93,8 +90,9 @@ def evaluate_dev(model: str, options: DevOptions) -> dict[str, float]:
 
 def judge(model: str, data: BeirData, options: DevOptions) -> Metrics:
     """Search the corpus of `data` for its questions with a model, and judge what comes; see `evaluate_dev`."""
-    asked = DenseModel(model, options.encoder, options.query_prefix, options.document_prefix)
-    found = retrieve(asked, data, depth_of(data, max(_CUTS)), cache=options.cache, work=options.work)
+    found = retrieve(
+        DenseModel(model, options.encoder), data, depth_of(data, max(_CUTS)), cache=options.cache, work=options.work
+    )
     return evaluate_hits(data.qrels, found.query_ids, found.document_ids_QK, found.scores_QK, k_values=_CUTS)
 
 

@@ -228,12 +228,12 @@ def _validation(job: Job) -> Any:
 
 
 def dev_options(job: Job) -> DevOptions:
-    """How a checkpoint is searched with: its texts are cut where those of the training were."""
+    """How a checkpoint is searched with: as its own files say."""
     from raycurate.finetune.dev_eval import DevOptions
 
     config = job.config
     assert config.dev is not None
-    return DevOptions(eval_beir=config.dev, work=storage.join(config.output, STAGING, "dev"))
+    return DevOptions(config.dev, storage.join(config.output, STAGING, "dev"), config.checkpoints_run_as)
 
 
 def _validate(checkpoint: Any, **told: Any) -> dict[str, float]:

@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from raycurate.core.config import StageConfig, option
+from raycurate.core.config import option
+from raycurate.encoders.declared import RoleOptions, decisive, of_any_model
 from raycurate.prep.negatives import DEFAULT_MARGIN, MarginType
 
 
-class MineOptions(StageConfig):
+class MineOptions(RoleOptions):
     """Models, margin, window and what is left out. The names are those of NeMo AutoModel's mining where it has them."""
 
     model: str = option(
@@ -19,11 +20,6 @@ class MineOptions(StageConfig):
     mining_models: list[str] = option(
         [], "Further models: each bounds the candidates by its own scores, and their rankings are fused."
     )
-    encoder: dict[str, Any] = option(
-        {}, "How the models are run: options of `raycurate embed` (engine, dtype, pooling, max_length, num_gpus, ...)."
-    )
-    query_prefix: str | None = option(None, "Literal text before every query instead of the model's own prompt.")
-    passage_prefix: str | None = option(None, "Literal text before every document instead of the model's own prompt.")
     hard_negatives_to_mine: int = option(20, "Negatives kept a query, at most.", ge=1)
     hard_neg_margin_type: MarginType = option(
         "perc",
@@ -56,14 +52,6 @@ class MineOptions(StageConfig):
     def _null_is_none(cls, value: Any) -> Any:
         return "none" if value is None or value == "null" else value
 
-    @field_validator("encoder")
-    @classmethod
-    def _no_second_way(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name, own in (("model", "model"), ("role", "query_prefix, passage_prefix"), ("prefix", "query_prefix")):
-            if name in value:
-                raise ValueError(f"'{name}' is not said here but with {own}")
-        return value
-
     @model_validator(mode="after")
     def _a_window(self) -> MineOptions:
         if self.range_max is not None and self.range_max <= self.range_min:
@@ -94,10 +82,10 @@ class MineOptions(StageConfig):
             wanted = max(wanted, self.teacher_depth)
         return max(wanted, 100) if self.mining_models else wanted
 
+    def encoder_of(self, model: str) -> dict[str, Any]:
+        """How one of the models is run: what is said of `model` is said of no other."""
+        return self.run_as if model == self.model else of_any_model(self.run_as)
+
     def result_keys(self) -> dict[str, Any]:
         """The encoder's own operational options do not decide the result either."""
-        from raycurate.embed.config import EmbedConfig
-
-        own = EmbedConfig.operational_keys()
-        kept = {name: value for name, value in self.encoder.items() if name not in own}
-        return {**super().result_keys(), "encoder": kept}
+        return {**super().result_keys(), "encoder": decisive(self.encoder)}

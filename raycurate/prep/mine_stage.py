@@ -100,13 +100,10 @@ def inputs_fingerprint(paths: Sequence[str]) -> str:
 
 def models_fingerprint(options: MineOptions) -> str:
     """What the models are: the identity of each, and the teacher's name."""
-    from raycurate.embed.config import EmbedConfig
+    from raycurate.embed.cache import config_for
     from raycurate.embed.model import read_contract
 
-    found = []
-    for model in options.models:
-        values = {**options.encoder, "model": model, "input": "(texts)", "output": "(cache)"}
-        found.append(read_contract(EmbedConfig.parse(values, where=f"options of the encoder {model}")).identity())
+    found = [read_contract(config_for(m, options.encoder_of(m), "document")).identity() for m in options.models]
     return fingerprint([found, options.teacher])
 
 

@@ -93,12 +93,9 @@ def embedded_corpora(data: TrainingData, options: MineOptions, *, work: str, cac
         asked = data.table["question"].take(pa.array(at))
         documents, questions = [], []
         for place, model in enumerate(options.models):
-            given = [
-                Texts("documents", corpus.texts, "document", order, options.passage_prefix),
-                Texts("queries", asked, "query", None, options.query_prefix),
-            ]
+            given = [Texts("documents", corpus.texts, "document", order), Texts("queries", asked, "query")]
             folder = storage.join(work, f"corpus-{index}", f"model-{place}")
-            found = embed_texts(given, model, options.encoder, cache=cache, folder=folder)
+            found = embed_texts(given, model, options.encoder_of(model), cache=cache, folder=folder)
             log.info(
                 "mine: %s: %s of %s documents and %s of %s questions embedded anew",
                 model,

@@ -22,8 +22,9 @@ def column(*texts: str) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(texts[:half], pa.string()), pa.array(texts[half:], pa.string())])
 
 
-def embedded(folder: Path, inputs: list[Texts], **kwargs: Any) -> list[Embedded]:
+def embedded(folder: Path, inputs: list[Texts], passage_prefix: str | None = None, **kwargs: Any) -> list[Embedded]:
     options = {"engine": ENGINE, "concurrency": 1, "engine_kwargs": {"log": str(folder / "log"), **kwargs}}
+    options["passage_prefix"] = passage_prefix
     return embed_texts(
         inputs, "words", options, cache=str(folder / "cache"), folder=str(folder / "vectors"), unit=False
     )
@@ -55,9 +56,9 @@ def test_only_what_changed_is_embedded_again(tmp_path: Path) -> None:
 def test_another_prefix_or_option_is_another_store(tmp_path: Path) -> None:
     texts = column("one", "two", "three")
     embedded(tmp_path, [Texts("d", texts, "document")])
-    embedded(tmp_path, [Texts("d", texts, "document", prefix="passage: ")])
+    embedded(tmp_path, [Texts("d", texts, "document")], passage_prefix="passage: ")
     assert encoded(tmp_path) == 6
-    embedded(tmp_path, [Texts("d", texts, "document", prefix="passage: ")])
+    embedded(tmp_path, [Texts("d", texts, "document")], passage_prefix="passage: ")
     assert encoded(tmp_path) == 6
     assert len(list((tmp_path / "cache").iterdir())) == 2
 

@@ -185,7 +185,7 @@ def test_an_unfinished_training_is_refused(beir: str, tmp_path: Path) -> None:
         ({"systems": {"a/b": "x"}}, "names a file"),
         ({"systems": {"a": {"model": "x", "same_as": "b"}}}, "same_as=b: it is not another of base, a"),
         ({"fusion": ["finetuned"]}, "there is no dense system 'finetuned'"),
-        ({"encoder": {"prefix": "x"}}, "read from the model's own files"),
+        ({"encoder": {"prefix": "x"}}, "write query_prefix and passage_prefix"),
         ({"k_values": [0]}, "whole numbers from 1"),
         ({"systems": {"a": {"modl": "x"}}}, "did you mean 'systems.*model'"),
     ],

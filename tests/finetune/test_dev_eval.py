@@ -67,7 +67,8 @@ def test_separate_encoders_as_sentence_transformers_ranks(dense_model: str, tmp_
     queries = {f"q{i}": text for i, text in enumerate(texts[50:])}
     dev = {f"q{i}": {f"d{i:02d}": 1, f"d{i + 25}": 2} for i in range(20)}
     data = write_set(tmp_path / "set", documents, queries, dev=dev)
-    options = DevOptions(data, str(tmp_path / "work"), {"dtype": "float32", "concurrency": 1}, document_prefix="dawn ")
+    encoder = {"dtype": "float32", "concurrency": 1, "passage_prefix": "dawn "}
+    options = DevOptions(data, str(tmp_path / "work"), encoder)
     found = evaluate_dev(str(folder), options)
     asking, held = (SentenceTransformer(str(folder / role), device="cpu") for role in ("query", "document"))
     vectors = asking.encode_query(list(queries.values())), held.encode(list(documents.values()), prompt="dawn ")
