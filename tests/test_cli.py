@@ -82,11 +82,11 @@ def test_info_shows_the_state(capsys: pytest.CaptureFixture[str], tmp_path: Path
 
 def test_verify(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, _, err = said(capsys, "verify", str(tmp_path))
-    assert code == 2 and "no manifest.json" in err
+    assert code == 2 and "no _manifest.json" in err
     key = {"stage": "embed", "algorithm_version": 1, "input_fingerprint": "x", "options": {}}
     (tmp_path / "a.parquet").write_bytes(b"1234")
     manifest = {"key": key, "files": [{"path": "a.parquet", "size": 4, "rows": 2}]}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "_manifest.json").write_text(json.dumps(manifest))
     code, out, _ = said(capsys, "verify", str(tmp_path))
     assert code == 0 and "1 files, 2 rows" in out
 
@@ -111,10 +111,10 @@ def test_run_pipeline_then_skip_then_force(tmp_path: Path, local_ray: None, caps
     code, out, _ = said(capsys, "run", "-c", recipe)
     assert code == 0 and "documents 2" in out and "sample-corpus" not in out
     assert "removed   1 (50.00%)" in out and "documents 1 kept" in out
-    written = (tmp_path / "work" / "embeddings" / "manifest.json").stat().st_mtime_ns
+    written = (tmp_path / "work" / "embeddings" / "_manifest.json").stat().st_mtime_ns
     again = said(capsys, "run", "-c", recipe)[1]
     assert all(f"== {stage} (done before)" in again for stage in ("embed", "kmeans", "dedup"))
-    assert (tmp_path / "work" / "embeddings" / "manifest.json").stat().st_mtime_ns == written
+    assert (tmp_path / "work" / "embeddings" / "_manifest.json").stat().st_mtime_ns == written
     code, out, _ = said(capsys, "run", "-c", recipe, "--force", "embed")
     assert code == 0 and "(done before)" not in out and "removed   1 (50.00%)" in out
     code, out, _ = said(capsys, "rethreshold", str(tmp_path / "work/dedup"), "0.01", "0.1")

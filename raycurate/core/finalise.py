@@ -20,9 +20,8 @@ import pyarrow.parquet as pq
 
 from raycurate.core import storage
 from raycurate.core.cluster import remote_task
-from raycurate.core.manifest import OutputFile
+from raycurate.core.manifest import REJECTS, RENAMED, OutputFile
 from raycurate.core.repeated_ids import (
-    RENAMED,
     RENAMED_TO,
     RepeatedIds,
     is_repeated,
@@ -176,7 +175,7 @@ def _rewrite(group: list[StagedFile], output: str, layout: Layout, number: int, 
     result = Finalised()
     seen = SeenKeys(group)
     name = f"{layout.name}-{number:05d}"
-    data_path, rejects_path, renamed_path = f"{name}.parquet", f"rejects/{name}.jsonl", f"{RENAMED}/{name}.jsonl"
+    data_path, rejects_path, renamed_path = f"{name}.parquet", f"{REJECTS}/{name}.jsonl", f"{RENAMED}/{name}.jsonl"
     with (
         LazyParquet(storage.join(output, data_path)) as data,
         LazyText(storage.join(output, rejects_path)) as rejects,

@@ -1,9 +1,12 @@
 """What a stage read, wrote, counted and was configured with.
 
-A stage's output folder is whole when its `manifest.json`, always written last, lists the files and they
+A stage's output folder is whole when its `_manifest.json`, always written last, lists the files and they
 are there with the sizes it says. A stage is done when the key in its manifest equals the key it would
 have now: the fingerprint of its input listing, its result-affecting options and the integer version of
 its algorithm. Nothing else is consulted, so a person can see with `cat` why a stage runs or is skipped.
+
+What lies beside the data has a name that begins with `_`, because pandas, pyarrow, Spark and Ray leave such names
+out when they read a folder of Parquet files. Outputs that were written before have the same files without the `_`.
 """
 
 from __future__ import annotations
@@ -22,8 +25,14 @@ from raycurate.core.errors import InputError, OutputExistsError, RaycurateError
 from raycurate.core.observe import get_logger
 from raycurate.core.storage import FileEntry
 
-MANIFEST = "manifest.json"
+MANIFEST = "_manifest.json"
+CONTRACT = "_contract.json"
+REJECTS = "_rejects"
+RENAMED = "_renamed"
 STAGING = "_staging"
+OLD_MANIFEST, OLD_CONTRACT, OLD_REJECTS = "manifest.json", "contract.json", "rejects"
+OWN_FILES = frozenset({MANIFEST, CONTRACT, OLD_MANIFEST, OLD_CONTRACT})
+OWN_FOLDERS = frozenset({REJECTS, OLD_REJECTS, RENAMED, STAGING})
 FORMAT_VERSION = 1
 log = get_logger(__name__)
 
@@ -97,9 +106,27 @@ def package_versions(*names: str) -> dict[str, str]:
     return found
 
 
+def is_data(path: str) -> bool:
+    """Whether a file of an output, named relative to its folder, holds data, and not what we note beside them."""
+    *folders, name = path.split("/")
+    return name not in OWN_FILES and OWN_FOLDERS.isdisjoint(folders)
+
+
 def write_manifest(folder: str, manifest: Manifest) -> None:
     """Make `folder` whole. The caller has written every file it lists."""
     storage.write_text(storage.join(folder, MANIFEST), manifest.model_dump_json(indent=2) + "\n")
+
+
+def manifest_path(folder: str) -> str | None:
+    """Where the manifest of `folder` is, by its name of today or of before; None when there is none."""
+    paths = (storage.join(folder, name) for name in (MANIFEST, OLD_MANIFEST))
+    return next((path for path in paths if storage.exists(path)), None)
+
+
+def delete_manifest(folder: str) -> None:
+    """From now on `folder` is no longer whole."""
+    while (path := manifest_path(folder)) is not None:
+        storage.delete(path)
 
 
 def read_manifest(folder: str) -> Manifest | None:
@@ -108,8 +135,8 @@ def read_manifest(folder: str) -> Manifest | None:
     Raises:
         InputError: the manifest cannot be read as one.
     """
-    path = storage.join(folder, MANIFEST)
-    if not storage.exists(path):
+    path = manifest_path(folder)
+    if path is None:
         return None
     try:
         return Manifest.model_validate(json.loads(storage.read_text(path)))
@@ -135,7 +162,7 @@ def require_whole(folder: str) -> Manifest:
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(
-            "this folder has no manifest.json, so it is not a finished output",
+            f"this folder has no {MANIFEST}, so it is not a finished output",
             where=folder,
             fix="Run the stage that writes it to its end",
         )
@@ -225,8 +252,25 @@ def commit(folder: str, manifest: Manifest) -> None:
     """Make the output whole; only then drop the staging files and, with overwrite, the files that it replaces."""
     old = read_manifest(folder)
     write_manifest(folder, manifest)
+    _drop_old_names(folder)
     listed = {f.path for f in manifest.files}
     for replaced in old.files if old else []:
         if replaced.path not in listed:
             storage.delete(storage.join(folder, replaced.path))
     storage.delete(storage.join(folder, STAGING))
+
+
+def _drop_old_names(folder: str) -> None:
+    """Delete the manifest and the contract that an output of before has beside its data, where they are ours."""
+    manifest, contract = (storage.join(folder, name) for name in (OLD_MANIFEST, OLD_CONTRACT))
+    if not storage.exists(manifest):
+        return
+    try:
+        old = Manifest.model_validate(json.loads(storage.read_text(manifest)))
+        ours = old.contract is not None and storage.exists(contract)
+        ours = ours and json.loads(storage.read_text(contract)) == old.contract
+    except ValueError:
+        return  # somebody else's
+    storage.delete(manifest)
+    if ours:
+        storage.delete(contract)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from raycurate.core.finalise import StagedFile
 
 RepeatedIds = Literal["error", "rename"]
-RENAMED = "_renamed"
 RENAMED_TO = "renamed_to"
 _ROWS_PER_PARTITION = 20_000_000
 _NAMED = 5  # rows shown in an error

@@ -21,7 +21,7 @@ from pydantic import field_validator
 from raycurate.core import storage
 from raycurate.core.config import StageConfig, option
 from raycurate.core.errors import InputError, nearest, require
-from raycurate.core.manifest import listing_fingerprint
+from raycurate.core.manifest import is_data, listing_fingerprint
 from raycurate.core.storage import FileEntry
 from raycurate.data import segments as cutting
 from raycurate.data.rows import BASE_NAMES, ReadPlan
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     import ray
     from ray.data import Dataset
 
-_OWN_FILES = {"manifest.json", "contract.json", "_SUCCESS", "_metadata", "_common_metadata"}
-_OWN_FOLDERS = {"rejects", "_staging"}
+_OTHERS_FILES = {"_SUCCESS", "_metadata", "_common_metadata"}  # what Spark and pyarrow leave beside their data
 _FOOTERS_TRIED = 8
 
 
@@ -137,11 +136,7 @@ def _list_one(path: str) -> list[FileEntry]:
 
 def _is_ours_or_hidden(relative: str) -> bool:
     *folders, name = relative.split("/")
-    return (
-        any(part.startswith(".") for part in (*folders, name))
-        or name in _OWN_FILES
-        or not _OWN_FOLDERS.isdisjoint(folders)
-    )
+    return any(part.startswith(".") for part in (*folders, name)) or name in _OTHERS_FILES or not is_data(relative)
 
 
 def _nearest_sibling(path: str) -> str | None:

@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from raycurate.core import storage
 from raycurate.core.errors import ConfigError, InputError, nearest
 from raycurate.core.manifest import (
+    REJECTS,
     STAGING,
     Manifest,
     OutputFile,
@@ -290,9 +291,9 @@ class _Writer:
         """Write what was left out, with the reasons; no file when that is nothing."""
         if not self._rejects:
             return []
-        path = storage.join(self._output, "rejects", "left_out.jsonl")
+        path = storage.join(self._output, REJECTS, "left_out.jsonl")
         rows = write_inline_jsonl(path, self._rejects)
-        return [OutputFile(path="rejects/left_out.jsonl", size=storage.list_files(path)[0].size, rows=rows)]
+        return [OutputFile(path=f"{REJECTS}/left_out.jsonl", size=storage.list_files(path)[0].size, rows=rows)]
 
 
 def _ids(documents: Any) -> list[str]:

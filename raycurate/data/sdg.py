@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 
 from raycurate.core import storage
 from raycurate.core.errors import InputError
+from raycurate.core.manifest import OLD_REJECTS, OWN_FILES
 from raycurate.data.reading import Lines
 from raycurate.data.rows import encodable, excerpt
 from raycurate.data.segments import Kind, Segment, extension_of, kind_of
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".json", ".parquet")
 GENERATION_RESULT = "generation_result.json"
-_NOT_RECORDS = {GENERATION_RESULT, "manifest.json", "contract.json"}
+_NOT_RECORDS = OWN_FILES | {GENERATION_RESULT}
 _MAX_LINE_BYTES = 1 << 30
 _PARQUET_ROWS = 64
 
@@ -113,7 +114,7 @@ def list_sdg(path: str | Sequence[str]) -> list[str]:
         for entry in storage.list_files(one):
             relative = entry.path[len(root) :].strip("/") if entry.path.startswith(root + "/") else ""
             name = relative.rpartition("/")[2]
-            hidden = any(part.startswith((".", "_")) or part == "rejects" for part in relative.split("/"))
+            hidden = any(part.startswith((".", "_")) or part == OLD_REJECTS for part in relative.split("/"))
             named_itself = not relative and entry.path == root
             if named_itself or not (hidden or name in _NOT_RECORDS or extension_of(entry.path) not in EXTENSIONS):
                 found.add(entry.path)

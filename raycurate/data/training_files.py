@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from raycurate.core import storage
 from raycurate.core.errors import ConfigError, InputError, nearest
+from raycurate.core.manifest import OWN_FILES
 from raycurate.core.storage import FileEntry
 
 SUBSET_METADATA = "dataset_metadata.json"
@@ -20,7 +21,7 @@ SUBSET_QUERIES = "queries.parquet"
 SUBSET_CORPUS = "corpus.parquet"
 
 _INLINE = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst")
-_OWN = {"manifest.json", "contract.json", "merlin_metadata.json", "generation_result.json", SUBSET_METADATA}
+_OWN = OWN_FILES | {"merlin_metadata.json", "generation_result.json", SUBSET_METADATA}
 
 SourceSpec = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 

@@ -16,7 +16,7 @@ RANKINGS = ("hard", "easy", "random")
 class DedupConfig(StageConfig):
     """Clusters in; neighbours, edges, duplicates and the documents that are kept out."""
 
-    input: str = option(..., "Output of the kmeans stage: centroid=K folders and kmeans_centroids.npy.")
+    input: str = option(..., "Output of the kmeans stage: centroid=K folders and _kmeans_centroids.npy.")
     output: str = option(..., "Folder or URI the result is written to.", operational=True)
     documents: str | list[str] | None = option(
         None, "The documents that were embedded; given, they are written again without the duplicates."

@@ -20,12 +20,12 @@ from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError
 from raycurate.core.finalise import Finalised
 from raycurate.core.manifest import (
-    MANIFEST,
     Manifest,
     OutputFile,
     StageKey,
     already_done,
     commit,
+    delete_manifest,
     missing_files,
     package_versions,
     read_manifest,
@@ -279,7 +279,7 @@ def _pairs(config: DedupConfig, inputs: Inputs, resources: Resources, device: st
             log.info("dedup: neighbours and edges are there already; deciding anew")
             return kept
         # The names of these files are fixed: from here on the old output is no longer whole.
-        storage.delete(storage.join(config.output, MANIFEST))
+        delete_manifest(config.output)
         for file in before.files:
             storage.delete(storage.join(config.output, file.path))
     staging = staging_folder(config.output, f"pairs-{key}")

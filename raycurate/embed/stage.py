@@ -17,6 +17,8 @@ from raycurate.core.cluster import user_error
 from raycurate.core.errors import InputError
 from raycurate.core.finalise import Finalised, Layout, finalise
 from raycurate.core.manifest import (
+    CONTRACT,
+    REJECTS,
     Manifest,
     StageKey,
     already_done,
@@ -145,7 +147,7 @@ def run(config: EmbedConfig) -> EmbedResult:
     attempt.wall_seconds = time.perf_counter() - started
     manifest = _manifest(plan, key, listing, finished, attempt)
     assert manifest.contract is not None
-    storage.write_text(storage.join(config.output, "contract.json"), _pretty(manifest.contract))
+    storage.write_text(storage.join(config.output, CONTRACT), _pretty(manifest.contract))
     commit(config.output, manifest)
     return EmbedResult(config.output, manifest, skipped=False, neighbours=nearest_documents(config))
 
@@ -248,7 +250,7 @@ def _layout(config: EmbedConfig, key: StageKey) -> Layout:
 
 def _nothing_embedded(config: EmbedConfig, finished: Finalised) -> None:
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(finished.rejects.items())) or "no rows at all"
-    where = storage.join(config.output, "rejects")
+    where = storage.join(config.output, REJECTS)
     raise InputError(
         f"no document could be embedded ({reasons})",
         where=str(config.input),

@@ -17,13 +17,13 @@ from raycurate.core.cluster import capacity, check_plan, environment_versions, r
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError, InputError, OutputExistsError
 from raycurate.core.manifest import (
-    MANIFEST,
     STAGING,
     Manifest,
     OutputFile,
     StageKey,
     already_done,
     commit,
+    delete_manifest,
     listing_fingerprint,
     package_versions,
     read_manifest,
@@ -266,7 +266,8 @@ def begin(config: FinetuneConfig, key: StageKey) -> str:
                 where=f"{name}={place}",
                 fix="Use another output folder",
             )
-    for path in (MANIFEST, CHECKPOINTS, LOG_FILE, *_staged(config)):
+    delete_manifest(config.output)
+    for path in (CHECKPOINTS, LOG_FILE, *_staged(config)):
         storage.delete(storage.join(config.output, path))
     # Ray Train goes on by itself with whatever has the same name, so a new training gets a new one.
     made = f"finetune-{key.fingerprint()}" + (f"-{uuid.uuid4().hex[:8]}" if config.resume == "never" else "")

@@ -1,4 +1,4 @@
-"""Fitted centroids as files: an output's `kmeans_centroids.npy`, and what a fit leaves for a later attempt."""
+"""Fitted centroids as files: an output's `_kmeans_centroids.npy`, and what a fit leaves for a later attempt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from raycurate.core import storage
 from raycurate.core.errors import InputError
 
-CENTROIDS = "kmeans_centroids.npy"
+CENTROIDS = "_kmeans_centroids.npy"  # with the `_`, which readers of Parquet folders leave out
+_OTHER_NAME = "kmeans_centroids.npy"  # in outputs of before, and in those of NeMo Curator
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def given(path: str) -> np.ndarray:
     Raises:
         InputError: there is none, or it holds something else than finite float vectors.
     """
-    file = path if path.endswith(".npy") else storage.join(path, CENTROIDS)
+    file = path if path.endswith(".npy") else centroids_file(path)
     data = storage.read_bytes(file)
     try:
         found = np.load(io.BytesIO(data))
@@ -43,6 +44,13 @@ def given(path: str) -> np.ndarray:
     if not np.isfinite(found).all():
         raise InputError("it holds NaN or infinity", where=file)
     return np.ascontiguousarray(found, np.float32)
+
+
+def centroids_file(output: str) -> str:
+    """Where the centroids of an output folder are: under our name, else under the one that others have for them."""
+    other = storage.join(output, _OTHER_NAME)
+    ours = storage.join(output, CENTROIDS)
+    return other if not storage.exists(ours) and storage.exists(other) else ours
 
 
 def keep(path: str, centres: Centres) -> None:

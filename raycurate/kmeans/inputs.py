@@ -10,7 +10,7 @@ import pyarrow as pa
 from raycurate.core import storage
 from raycurate.core.contract import EmbeddingContract, contract_from_schema
 from raycurate.core.errors import InputError
-from raycurate.core.manifest import MANIFEST, STAGING, listing_fingerprint, require_whole
+from raycurate.core.manifest import STAGING, is_data, listing_fingerprint, manifest_path, require_whole
 from raycurate.core.storage import FileEntry
 from raycurate.kmeans.shards import (
     Footer,
@@ -102,9 +102,9 @@ def files_of(path: str) -> list[FileEntry]:
     Raises:
         InputError: nothing is there, or it is an output that is not whole.
     """
-    if storage.exists(storage.join(path, MANIFEST)) or storage.exists(storage.join(path, STAGING)):
-        listed = {storage.join(storage.normalise(path), f.path) for f in require_whole(path).files}
-        return [e for e in storage.list_files(path) if e.path in listed and "/rejects/" not in e.path]
+    if manifest_path(path) is not None or storage.exists(storage.join(path, STAGING)):
+        listed = {storage.join(storage.normalise(path), f.path) for f in require_whole(path).files if is_data(f.path)}
+        return [e for e in storage.list_files(path) if e.path in listed]
     return storage.list_files(path)
 
 

@@ -32,7 +32,7 @@ from raycurate.core.finalise import (
     mark_duplicates,
     scan_staging,
 )
-from raycurate.core.manifest import OutputFile
+from raycurate.core.manifest import REJECTS, OutputFile
 from raycurate.core.staging import REJECT_REASON, ROW_KEY
 from raycurate.kmeans.assignment import CENTROID, L2
 
@@ -173,7 +173,7 @@ def _write_file(tables: list[pa.Table], path: str, output: str, layout: Partitio
 def _write_rejects(staged: list[StagedFile], output: str, layout: PartitionLayout, losers: np.ndarray) -> Finalised:
     """Unusable rows and repeated ids, as JSON Lines; counted by reason."""
     result = Finalised()
-    path = f"rejects/{layout.name}.jsonl"
+    path = f"{REJECTS}/{layout.name}.jsonl"
     columns = [layout.id_field if name == "id" else name for name in REJECT_COLUMNS]
     with LazyText(storage.join(output, path), columns) as rejects:
         for bad in _rejected(staged, columns, losers):

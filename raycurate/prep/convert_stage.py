@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from raycurate.core import storage
 from raycurate.core.manifest import (
+    REJECTS,
     Manifest,
     OutputFile,
     StageKey,
@@ -102,7 +103,7 @@ def counts_of(converted: Converted) -> dict[str, int]:
 def converted_files(
     config: ConvertConfig, output: str, key: StageKey
 ) -> tuple[Converted, list[OutputFile], dict[str, int]]:
-    """Convert into `output`: what came of it, its files (rejects/ too), and rejects by reason.
+    """Convert into `output`: what came of it, its files (rejects too), and rejects by reason.
 
     Raises:
         TooManyRejectsError: more than `max_rejects`.
@@ -116,7 +117,7 @@ def converted_files(
             fix="Mend the input, or raise max_rejects",
         )
     if rejects:
-        name = f"rejects/part-{key.fingerprint()[:8]}.jsonl"
+        name = f"{REJECTS}/part-{key.fingerprint()[:8]}.jsonl"
         storage.write_text(storage.join(output, name), "".join(_line(reject) for reject in rejects))
         files.append(output_file(output, name, rows=len(rejects)))
     return converted, files, dict(Counter(reject.reason for reject in rejects))

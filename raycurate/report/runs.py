@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 
 from raycurate.core import storage
 from raycurate.core.errors import InputError
-from raycurate.core.manifest import MANIFEST, STAGING, Manifest, missing_files, read_manifest
+from raycurate.core.manifest import MANIFEST, STAGING, Manifest, manifest_path, missing_files, read_manifest
 
 USUAL = {
     "corpus": "sample-corpus",
@@ -159,19 +159,19 @@ def open_run(workdir: str) -> Run:
 
 
 def _outputs(workdir: str) -> Iterator[StageOutput]:
-    if storage.exists(storage.join(workdir, MANIFEST)):
+    if manifest_path(workdir) is not None:
         yield _output(workdir, ".")
         return
     for name in _folders(workdir):
         folder = storage.join(workdir, name)
-        if storage.exists(storage.join(folder, MANIFEST)):
+        if manifest_path(folder) is not None:
             yield _output(folder, name)
             continue
         if name in USUAL and _begun(folder):
-            yield StageOutput(USUAL[name], folder, name, None, "it has no manifest.json: the stage has not ended")
+            yield StageOutput(USUAL[name], folder, name, None, f"it has no {MANIFEST}: the stage has not ended")
             continue
         for inner in _folders(folder):
-            if storage.exists(storage.join(folder, inner, MANIFEST)):
+            if manifest_path(storage.join(folder, inner)) is not None:
                 yield _output(storage.join(folder, inner), f"{name}/{inner}")
 
 
@@ -195,9 +195,7 @@ def _output(folder: str, name: str) -> StageOutput:
     try:
         manifest = read_manifest(folder)
     except InputError as error:
-        return StageOutput(
-            USUAL.get(name, "unknown"), folder, name, None, f"its manifest.json is unreadable: {error.what}"
-        )
+        return StageOutput(USUAL.get(name, "unknown"), folder, name, None, f"its manifest is unreadable: {error.what}")
     assert manifest is not None
     gone = missing_files(folder, manifest)
     problem = ""

@@ -52,7 +52,7 @@ def test_input_order_counts_and_rejects(tmp_path: Path) -> None:
     result = finalise(str(staging), str(output), LAYOUT)
     assert rows(output, result) == ["a", "b", "k", "m", "y", "z"]
     assert (result.rows, result.rejects, result.sums["_num_tokens"]) == (6, {"empty_text": 1}, 7)
-    [reject_file] = [f for f in result.files if f.path.startswith("rejects/")]
+    [reject_file] = [f for f in result.files if f.path.startswith("_rejects/")]
     [reject] = [json.loads(line) for line in (output / reject_file.path).read_text().splitlines()]
     assert (reject["id"], reject["reject_reason"], reject["source"]) == ("l", "empty_text", "s")
     [data_file] = [f for f in result.files if f.path.endswith(".parquet")]

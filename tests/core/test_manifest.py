@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from raycurate.core.errors import InputError, OutputExistsError
-from raycurate.core.manifest import Manifest, OutputFile, StageKey, is_done, require_whole, write_manifest
+from raycurate.core.manifest import (
+    Manifest,
+    OutputFile,
+    StageKey,
+    commit,
+    is_data,
+    is_done,
+    require_whole,
+    write_manifest,
+)
 
 
 def key(**options: object) -> StageKey:
@@ -47,7 +56,7 @@ def test_not_whole_when_a_file_is_gone_or_cut(tmp_path: Path) -> None:
 
 def test_no_manifest_is_not_an_output(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"12345")
-    with pytest.raises(InputError, match=r"no manifest\.json"):
+    with pytest.raises(InputError, match=r"no _manifest\.json"):
         require_whole(str(tmp_path))
 
 
@@ -66,3 +75,35 @@ def test_what_a_killed_run_left_is_its_own(tmp_path: Path) -> None:
     (tmp_path / "_staging").mkdir()
     (tmp_path / "embeddings-0.parquet").write_bytes(b"half")
     assert is_done(str(tmp_path), key()) is None
+
+
+def test_an_output_with_the_names_of_before_is_whole_and_done_and_gets_the_names_of_today(tmp_path: Path) -> None:
+    manifest = finished(tmp_path, key(pooling="mean"))
+    manifest.contract = {"pooling": "mean"}
+    manifest.files.append(OutputFile(path="rejects/a.jsonl", size=2))
+    (tmp_path / "rejects").mkdir()
+    (tmp_path / "rejects/a.jsonl").write_text("{}")
+    (tmp_path / "_manifest.json").unlink()
+    (tmp_path / "manifest.json").write_text(manifest.model_dump_json())
+    (tmp_path / "contract.json").write_text('{"pooling": "mean"}')
+    assert require_whole(str(tmp_path)) == is_done(str(tmp_path), key(pooling="mean")) == manifest
+    (tmp_path / "b.parquet").write_bytes(b"123456")
+    commit(str(tmp_path), Manifest(key=key(pooling="cls"), files=[OutputFile(path="b.parquet", size=6)]))
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()} == {
+        "_manifest.json",
+        "b.parquet",
+    }
+
+
+def test_a_manifest_json_that_is_somebody_elses_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+    (tmp_path / "_staging").mkdir()
+    (tmp_path / "a.parquet").write_bytes(b"12345")
+    write_manifest(str(tmp_path), Manifest(key=key(), files=[]))
+    commit(str(tmp_path), Manifest(key=key(), files=[OutputFile(path="a.parquet", size=5)]))
+    assert (tmp_path / "manifest.json").read_text() == '{"name": "a web page"}'
+
+
+@pytest.mark.parametrize("name", ["_manifest.json", "manifest.json", "_rejects/a.jsonl", "x/rejects/a.parquet"])
+def test_what_we_note_beside_the_data_is_no_data(name: str) -> None:
+    assert not is_data(name) and is_data("centroid=1/a.parquet") and is_data("documents/manifest.parquet")

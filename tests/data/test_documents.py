@@ -25,6 +25,7 @@ def folder(tmp_path):
     root = tmp_path / "docs"
     (root / "sub" / ".git").mkdir(parents=True)
     (root / "rejects").mkdir()
+    (root / "_rejects").mkdir()
     for name in (
         "b.txt",
         "a.md",
@@ -37,7 +38,17 @@ def folder(tmp_path):
         "z.html",
     ):
         (root / name).write_text("{}")
-    for name in (".hidden.txt", "sub/.git/config.txt", "manifest.json", "contract.json", "_SUCCESS", "rejects/r.jsonl"):
+    for name in (
+        ".hidden.txt",
+        "sub/.git/config.txt",
+        "_manifest.json",
+        "manifest.json",
+        "_contract.json",
+        "contract.json",
+        "_SUCCESS",
+        "_rejects/r.jsonl",
+        "rejects/r.jsonl",
+    ):
         (root / name).write_text("{}")
     return root
 

@@ -150,7 +150,7 @@ def test_what_is_done_is_skipped_and_what_was_cut_off_goes_on(replica, tmp_path)
     times = {s: Path(s).stat().st_mtime_ns for s in first.sources}
     assert all(s.skipped for s in prepare(replica).subsets)
     assert times == {s: Path(s).stat().st_mtime_ns for s in first.sources}
-    (tmp_path / "out" / "FEVER" / "manifest.json").unlink()  # as a run leaves it that is killed before the end
+    (tmp_path / "out" / "FEVER" / "_manifest.json").unlink()  # as a run leaves it that is killed before the end
     (tmp_path / "out" / "FEVER" / "_staging").mkdir()
     assert [s.skipped for s in prepare(replica).subsets] == [False, True]
     pq.write_table(pa.table({"id": ["d_6", "d_0", "d_3", "d_1"]}), replica / "HotpotQA" / "corpus.parquet")
@@ -179,7 +179,7 @@ def test_what_cannot_be_trained_on_is_left_out_and_counted(replica, tmp_path):
         "questions without a positive": 1,
         "repeated question ids": 1,
     }
-    rejects = (tmp_path / "out" / "PAQ" / "rejects" / "left_out.jsonl").read_text().splitlines()
+    rejects = (tmp_path / "out" / "PAQ" / "_rejects" / "left_out.jsonl").read_text().splitlines()
     assert len(rejects) == 6 and json.loads(rejects[0]) == {"reason": "blank documents", "document": "b"}
 
 

@@ -240,7 +240,7 @@ def test_generated_ids_are_unique_and_the_same_again(tmp_path):
 def test_folders(tmp_path):
     corpus_at(tmp_path / "prep" / "corpus")
     write_corpus_id_json(str(tmp_path / "prep" / "train.json"), {"path": "./corpus"}, rows_of(3))
-    (tmp_path / "prep" / "manifest.json").write_text("{}")
+    (tmp_path / "prep" / "_manifest.json").write_text("{}")
     assert len(read_training_data(str(tmp_path / "prep"))) == 3
     write_corpus_id_json(str(tmp_path / "prep" / "val.json"), {"path": "./corpus"}, rows_of(2))
     with pytest.raises(InputError, match=r"several files of training data: train\.json, val\.json"):

@@ -43,10 +43,10 @@ def test_kmeans_killed_in_the_fit_and_in_the_assignment(tmp_path: Path) -> None:
     process = start(*kmeans(tmp_path, "killed", *options))
     wait_until(lambda: staged(output, "rows/*.parquet") > 0, process, "rows were assigned")
     kill(process)
-    assert not (output / "manifest.json").exists()
+    assert not (output / "_manifest.json").exists()
     finish(start(*kmeans(tmp_path, "killed", *options)))
     np.testing.assert_allclose(
-        np.load(output / "kmeans_centroids.npy"), np.load(tmp_path / "calm/kmeans_centroids.npy"), atol=1e-4
+        np.load(output / "_kmeans_centroids.npy"), np.load(tmp_path / "calm/_kmeans_centroids.npy"), atol=1e-4
     )
     places = []
     for folder in (tmp_path / "calm", output):

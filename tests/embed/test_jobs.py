@@ -35,7 +35,7 @@ def test_submit_embed(tmp_path: Path) -> None:
         good = submit()
         assert good.returncode == 0, good.stdout + good.stderr
         assert "documents 50" in good.stdout  # the job's own log, followed
-        assert json.loads((tmp_path / "work/embeddings/manifest.json").read_text())["counts"]["documents"] == 50
+        assert json.loads((tmp_path / "work/embeddings/_manifest.json").read_text())["counts"]["documents"] == 50
         # A recipe is checked before it is sent ...
         misspelt = submit("bach_size=3")
         assert misspelt.returncode == 2 and "did you mean 'batch_size'" in misspelt.stderr

@@ -84,14 +84,14 @@ def wait_for_staged(process: subprocess.Popen[str], output: Path, count: int) ->
 
 
 def check_output(output: Path) -> None:
-    manifest = json.loads((output / "manifest.json").read_text())
+    manifest = json.loads((output / "_manifest.json").read_text())
     tables = [pq.read_table(output / f["path"]) for f in manifest["files"] if f["path"].endswith(".parquet")]
     ids = [i for table in tables for i in table["id"].to_pylist()]
     vectors = np.concatenate([np.stack(table["embeddings"].to_pylist()) for table in tables])
     rejects = [
         json.loads(line)["id"]
         for f in manifest["files"]
-        if f["path"].startswith("rejects/")
+        if f["path"].startswith("_rejects/")
         for line in (output / f["path"]).read_text().splitlines()
     ]
     assert sorted(ids) == sorted(f"row-{row}" for row in range(ROWS) if text_of(row) is not None)
@@ -124,7 +124,7 @@ def test_actor_and_driver_killed_then_resumed_on_two_cpus(corpus: Path, tmp_path
     wait_for_staged(process, output, 6)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not (output / "manifest.json").exists()
+    assert not (output / "_manifest.json").exists()
     done_before = staged(output)
 
     said = finish(config)
@@ -178,7 +178,7 @@ def test_killed_while_finalising(corpus: Path, tmp_path: Path) -> None:
     config = options(corpus, output, tmp_path)
     process = start(config)
     deadline = time.monotonic() + 200
-    while not list(output.glob("embeddings-*.parquet")) and not (output / "manifest.json").exists():
+    while not list(output.glob("embeddings-*.parquet")) and not (output / "_manifest.json").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)

@@ -34,7 +34,7 @@ def test_embed_on_s3_goes_on_after_a_kill(s3: str, tmp_path: Path) -> None:
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not storage.exists(f"{s3}/embed/out/manifest.json")
+    assert not storage.exists(f"{s3}/embed/out/_manifest.json")
     assert "from an earlier attempt" in finish(config)
     manifest = require_whole(f"{s3}/embed/out")
     assert (manifest.counts["documents"], manifest.rejects) == (390, {"null_text": 10})

@@ -42,13 +42,13 @@ def table_of(result: EmbedResult) -> pa.Table:
 
 
 def rejects_of(result: EmbedResult) -> dict[str, str]:
-    files = [Path(result.output) / f.path for f in result.manifest.files if f.path.startswith("rejects/")]
+    files = [Path(result.output) / f.path for f in result.manifest.files if f.path.startswith("_rejects/")]
     rows = [json.loads(line) for path in files for line in path.read_text().splitlines()]
     return {row["id"]: row["reject_reason"] for row in rows}
 
 
 def nothing_written(tmp_path: Path) -> bool:
-    return not (tmp_path / "out" / "manifest.json").exists()
+    return not (tmp_path / "out" / "_manifest.json").exists()
 
 
 def test_format_of_the_output(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_format_of_the_output(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.stack(table["vec"].to_pylist())[3], hash_vector("t3 text 3"))
     contract = contract_from_schema(table.schema)
     assert contract is not None
-    beside = json.loads((tmp_path / "out" / "contract.json").read_text())
+    beside = json.loads((tmp_path / "out" / "_contract.json").read_text())
     assert json.loads(contract.to_json()) == beside
     assert beside["engine"] == "hashing"
     assert not (tmp_path / "out" / "_staging").exists()
@@ -72,14 +72,14 @@ def test_format_of_the_output(tmp_path: Path) -> None:
 def test_second_run_skips_and_a_changed_option_is_refused(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in" / "a.jsonl", [{"id": "a", "text": "x"}])
     first = run(options(tmp_path))
-    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    before = (tmp_path / "out" / "_manifest.json").read_bytes()
     again = run(options(tmp_path, concurrency=1, block_bytes=100))
     assert (first.skipped, again.skipped) == (False, True)
-    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+    assert (tmp_path / "out" / "_manifest.json").read_bytes() == before
     assert state(options(tmp_path)).startswith("done")
     with pytest.raises(OutputExistsError, match="output_dtype: 'float32' -> 'float16'"):
         run(options(tmp_path, output_dtype="float16"))
-    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+    assert (tmp_path / "out" / "_manifest.json").read_bytes() == before
     replaced = run(options(tmp_path, output_dtype="float16", overwrite=True))
     assert table_of(replaced).schema.field("embeddings").type == pa.list_(pa.float16(), DIMENSION)
     on_disk = sorted(p.name for p in (tmp_path / "out").glob("*.parquet"))

@@ -120,7 +120,7 @@ def test_a_killed_run_goes_on_with_the_next_system(beir: str, tmp_path: Path) ->
     asked = config(beir, tmp_path / "eval", encoder=first, systems={"bad": second}, bm25=False)
     with pytest.raises(InputError, match="texts have no vector"):
         run(asked)
-    assert not (tmp_path / "eval" / "manifest.json").exists()
+    assert not (tmp_path / "eval" / "_manifest.json").exists()
     assert state(asked) == "interrupted; a new run goes on"
     encoded = log.read_text()
     with pytest.raises(InputError, match="texts have no vector"):

@@ -41,7 +41,7 @@ def test_the_same_command_goes_on(tmp_path: Path, how: str, workers: int) -> Non
         for pid in list(tree(process.pid)):
             os.kill(pid, signal.SIGKILL)
         process.wait()
-    assert not (disturbed / "manifest.json").exists()
+    assert not (disturbed / "_manifest.json").exists()
     assert "going on from" in finish(start(*command(disturbed, workers)))
     curve, undisturbed = losses(disturbed), losses(whole)
     assert list(curve) == list(range(1, STEPS + 1))

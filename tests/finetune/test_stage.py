@@ -238,4 +238,4 @@ def test_what_the_user_has_to_put_right_is_not_tried_again(
     store = CheckpointStore(str(tmp_path / "out" / "checkpoints"))
     latest = store.latest()
     assert latest is not None and list(losses(tmp_path / "out")) == list(range(1, latest.step + 1))
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out" / "_manifest.json").exists()

@@ -53,7 +53,7 @@ def test_rows_lie_by_their_nearest_centroid_with_both_distances(tmp_path: Path) 
     result = rc.kmeans(str(tmp_path / "in"), str(tmp_path / "out"), n_clusters=12, metadata_fields=["length"])
     table = read(tmp_path / "out")
     assert sorted(table["id"].to_pylist()) == sorted(f"d{i}" for i in range(3000))
-    centroids = np.load(tmp_path / "out/kmeans_centroids.npy")
+    centroids = np.load(tmp_path / "out/_kmeans_centroids.npy")
     assert centroids.shape == (12, 24) and centroids.dtype == np.float32
     rows, c = matrix(table), table["centroid"].to_numpy()
     index = table["length"].to_numpy()
@@ -95,7 +95,7 @@ def test_json_lines_and_one_cluster(tmp_path: Path) -> None:
     rc.kmeans(str(tmp_path / "a.jsonl"), str(tmp_path / "out"), n_clusters=1, input_filetype="jsonl")
     table = read(tmp_path / "out")
     assert sorted(table["id"].to_pylist()) == list("01234")
-    np.testing.assert_allclose(np.load(tmp_path / "out/kmeans_centroids.npy")[0], matrix(table).mean(0), atol=1e-6)
+    np.testing.assert_allclose(np.load(tmp_path / "out/_kmeans_centroids.npy")[0], matrix(table).mean(0), atol=1e-6)
 
 
 def test_one_row(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_what_cannot_be_clustered_says_why(tmp_path: Path) -> None:
     write(tmp_path / "zero/a.parquet", np.zeros((4, 3)))
     with pytest.raises(InputError, match="0 usable vectors cannot make 2 clusters"):
         rc.kmeans(str(tmp_path / "zero"), out, n_clusters=2)
-    assert not (tmp_path / "out/manifest.json").exists()
+    assert not (tmp_path / "out/_manifest.json").exists()
 
 
 def test_vectors_of_two_models_are_not_clustered_together(tmp_path: Path, minilm: str) -> None:

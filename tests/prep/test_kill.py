@@ -70,7 +70,7 @@ def test_a_killed_mining_goes_on_with_what_was_embedded(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     kept = {key for path in files(cache) for key in pq.read_table(path, columns=["id"])["id"].to_pylist()}
-    assert 0 < len(kept) < DOCUMENTS and not (tmp_path / "killed" / "manifest.json").exists()
+    assert 0 < len(kept) < DOCUMENTS and not (tmp_path / "killed" / "_manifest.json").exists()
     before = encoded(tmp_path, "killed")
     finish(start(*command))
     after = encoded(tmp_path, "killed")

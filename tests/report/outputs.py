@@ -17,9 +17,9 @@ CLUSTERS = 4
 
 
 def write_manifest(folder: Path, stage: str, *, created: str = "2026-11-22T01:00:00+00:00", **more: Any) -> None:
-    """manifest.json for what lies in the folder; Parquet files with their rows."""
+    """_manifest.json for what lies in the folder; Parquet files with their rows."""
     files = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "_manifest.json"):
         rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
         files.append({"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "rows": rows})
     options = more.pop("options", {})
@@ -33,7 +33,7 @@ def write_manifest(folder: Path, stage: str, *, created: str = "2026-11-22T01:00
         "timings": {"read": 0.5, "wall": 12.0},
         **more,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "_manifest.json").write_text(json.dumps(manifest))
 
 
 def name(number: int) -> str:
@@ -96,7 +96,7 @@ def write_clusters(workdir: Path) -> None:
             "title": [f"Title of {name(n)}" for n in mine],
         }
         pq.write_table(pa.table(columns), part / "part-0.parquet")
-    np.save(folder / "kmeans_centroids.npy", rows[:CLUSTERS])
+    np.save(folder / "_kmeans_centroids.npy", rows[:CLUSTERS])
     write_manifest(
         folder,
         "kmeans",

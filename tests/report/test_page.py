@@ -157,22 +157,22 @@ def test_one_stage_alone_and_the_command(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_stage_that_is_not_whole_is_not_shown_as_done(tmp_path: Path):
     workdir = outputs.write_run(tmp_path / "run")
     (workdir / "dedup" / "edges" / "part-0.parquet").unlink()
-    (workdir / "finetune" / "manifest.json").unlink()
-    (workdir / "prep" / "manifest.json").write_text("{")
+    (workdir / "finetune" / "_manifest.json").unlink()
+    (workdir / "prep" / "_manifest.json").write_text("{")
     result = write_report(str(workdir))
     assert result.sections == ("Results", "Pipeline", "Corpus", "Clusters", "Training")
     text = Tree((workdir / "report.html").read_text(encoding="utf-8")).text
     assert text.count("✓ done") == 3
     assert "✗ not whole 1 of 2 files are missing or have another size, first edges/part-0.parquet" in text
-    assert "✗ not finished it has no manifest.json: the stage has not ended" in text
-    assert "its manifest.json is unreadable" in text
+    assert "✗ not finished it has no _manifest.json: the stage has not ended" in text
+    assert "its manifest is unreadable" in text
     assert "The training in finetune is not finished" in text and "its log goes to step 40" in text
 
 
 def test_a_stage_older_than_its_input_is_marked(tmp_path: Path):
     outputs.write_corpus(tmp_path)
     outputs.write_embeddings(tmp_path)
-    manifest = tmp_path / "corpus" / "manifest.json"
+    manifest = tmp_path / "corpus" / "_manifest.json"
     said = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(said | {"created": "2026-11-23T00:00:00+00:00"}))
     write_report(str(tmp_path))
@@ -199,7 +199,7 @@ def test_a_run_in_an_object_store(tmp_path: Path, s3: str):
     remote = f"{s3}/runs/demo"
     for file in sorted(p for p in workdir.rglob("*") if p.is_file()):
         storage.write_bytes(f"{remote}/{file.relative_to(workdir).as_posix()}", file.read_bytes())
-    for manifest in workdir.glob("*/manifest.json"):  # as if it had run there: nothing local is read
+    for manifest in workdir.glob("*/_manifest.json"):  # as if it had run there: nothing local is read
         moved = manifest.read_text().replace(str(workdir), remote)
         storage.write_text(f"{remote}/{manifest.relative_to(workdir).as_posix()}", moved)
     result = write_report(remote)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raycurate.core import storage
 from raycurate.core.errors import InputError
+from raycurate.core.manifest import is_data
 from raycurate.report import charts
 from raycurate.report.context import Context
 from raycurate.report.html import (
@@ -159,9 +158,7 @@ def _projection(run: Run, output: StageOutput) -> Projection | None:
         str(output.options.get("embedding_field", "embeddings")),
     )
     listed = output.manifest.files if output.manifest else []
-    files = {
-        output.path(f.path): f.rows or 0 for f in listed if f.path.endswith(".parquet") and "rejects/" not in f.path
-    }
+    files = {output.path(f.path): f.rows or 0 for f in listed if f.path.endswith(".parquet") and is_data(f.path)}
     sample = random_rows(files, [id_field, field], _MAPPED)
     if sample is None or sample.num_rows < 3:
         return None
@@ -207,10 +204,9 @@ def _removed(run: Run, ids: pa.ChunkedArray) -> np.ndarray:
 def _centres(output: StageOutput, found: Projection, named: Sequence[Cluster]) -> dict[str, np.ndarray]:
     if not named:
         return {}
-    import io
+    from raycurate.kmeans.centroids import given
 
-    path = output.path("kmeans_centroids.npy")
-    centres_KD: Any = np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False)
+    centres_KD = given(output.folder)
     chosen = [c for c in named if c.number < len(centres_KD)]
     projected = (centres_KD[[c.number for c in chosen]] - found.mean_D) @ found.directions_2D.T
     return {str(place): at for place, at in enumerate(projected, 1)}
