@@ -9,12 +9,13 @@ of the recipe; what the section leaves out is wired here from the shared keys (`
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Union
 
 from raycurate.core.config import SHARED_KEYS, Recipe, StageConfig, resolve
 from raycurate.core.errors import ConfigError, nearest
+from raycurate.core.redaction import redact
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Stage:
         wiring: option -> reference into the recipe, used when the recipe's section has no value for it.
         takes: option -> stage whose output it is, likewise, when the recipe has a section for that stage.
         encodes: True when it runs a model, so that what the recipe says of its shared `model` reaches it.
-        optional: True when it runs as part of `raycurate run` only if the recipe has its section.
+        optional: True when it runs as part of `raycurate run` only if the recipe has its section. `NAME: false` leaves
+            any stage out.
         needs_ray: False when it runs on the driver alone.
     """
 
@@ -67,13 +69,14 @@ class Stage:
             if option not in values and root in recipe.values:
                 values[option] = resolve(reference, recipe.values, recipe.source)
         for option, name in self.takes.items():
-            if option not in values and name in recipe.values:
+            if option not in values and recipe.has(name):
                 values[option] = STAGES[name].values(recipe).get("output")
         return values
 
     def config(self, recipe: Recipe) -> Any:
         """The checked options of this stage under `recipe`."""
-        return self.config_class.parse(self.values(recipe), where=f"{recipe.source}: {self.name}")
+        others = lambda key: sections_with(key, STAGES.keys() - {self.name})  # noqa: E731
+        return self.config_class.parse(self.values(recipe), where=f"{recipe.source}: {self.name}", elsewhere=others)
 
     def run(self, config: Any) -> Any:
         """Run the stage; its result has `.skipped` and `.summary()`."""
@@ -231,6 +234,24 @@ def _load(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+_MAPPINGS = {
+    "encoder": ("raycurate.embed.config:EmbedConfig", "raycurate.encoders.declared:RoleOptions"),
+    "document_options": ("raycurate.data.documents:DocumentsOptions",),
+}
+
+
+def options_of(name: str) -> Any:
+    """The model that declares the options of a stage, or those that declare the keys of a mapping of options."""
+    if name not in _MAPPINGS:
+        return STAGES[name].config_class
+    return Union[tuple(_load(path) for path in _MAPPINGS[name])]  # noqa: UP007  # as many as there are
+
+
+def sections_with(key: str, stages: Iterable[str]) -> list[str]:
+    """Those of the stages, in order, that have an option of this name."""
+    return [name for name in STAGES if name in stages and key in options_of(name).model_fields]
+
+
 def stage_named(name: str) -> Stage:
     """The stage called `name`. Raises ConfigError with the nearest name there is."""
     if name not in STAGES:
@@ -248,7 +269,7 @@ def selected(recipe: Recipe, first: str | None = None, last: str | None = None) 
     if begin > end:
         raise ConfigError(f"--from {first} comes after --to {last}; the order is {', '.join(names)}")
     chosen = [STAGES[name] for name in names[begin : end + 1]]
-    return [s for s in chosen if not s.optional or s.name in recipe.values]
+    return [s for s in chosen if recipe.has(s.name) or not (s.optional or s.name in recipe.values)]
 
 
 def run(
@@ -296,7 +317,7 @@ def info(recipe: Recipe) -> str:
     """The stages, their inputs, outputs and state, as a table."""
     rows = [("stage", "input", "output", "state")]
     for stage in STAGES.values():
-        if stage.optional and stage.name not in recipe.values:
+        if stage not in selected(recipe):
             continue
         config = stage.config(recipe)
         source = getattr(config, "input", "")
@@ -307,5 +328,5 @@ def info(recipe: Recipe) -> str:
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows
     ]
-    shared = ", ".join(f"{key}={recipe.values[key]}" for key in SHARED_KEYS if key in recipe.values)
+    shared = ", ".join(f"{key}={redact(recipe.values[key])}" for key in SHARED_KEYS if key in recipe.values)
     return "\n".join([f"recipe {recipe.source}" + (f"  ({shared})" if shared else ""), *lines])

@@ -118,7 +118,7 @@ def bare_worker(task: dict[str, Any], number: int, count: int, barrier: Any, res
 def raycurate_embed(task: dict[str, Any]) -> dict[str, Any]:
     """The whole stage, as the command line runs it."""
     began = time.perf_counter()
-    from raycurate.core.cluster import connect
+    from raycurate.core.connect import connect
     from raycurate.embed.config import EmbedConfig
     from raycurate.embed.stage import run
 

@@ -292,8 +292,8 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     options = parsed()
-    from raycurate.core.cluster import connect
     from raycurate.core.config import fingerprint
+    from raycurate.core.connect import connect
 
     connect()
     asked = [os.path.abspath(options.beir), options.model, options.pairs, options.negatives, options.max_length]

@@ -58,7 +58,7 @@ def run_ours(work: Path, texts: list[str], pairs: list[tuple[str, int]], options
     import pyarrow as pa
 
     import raycurate as rc
-    from raycurate.core.cluster import connect
+    from raycurate.core.connect import connect
     from raycurate.data.training import write_corpus, write_corpus_id_json
 
     names = [f"d{row:07d}" for row in range(len(texts))]

@@ -276,13 +276,13 @@ def measure(folder: str, options: argparse.Namespace) -> dict[str, dict[str, flo
 
 
 def ray_in_turn(folder: str, options: argparse.Namespace) -> tuple[float, float, float]:
-    from raycurate.core import cluster
+    from raycurate.core.connect import connect, disconnect
 
-    info = cluster.connect("local", num_cpus=max(options.workers, os.cpu_count() or 1))
+    info = connect("local", num_cpus=max(options.workers, os.cpu_count() or 1))
     try:
         return on_ray(folder, options.k, options.workers)
     finally:
-        cluster.disconnect(info)
+        disconnect(info)
 
 
 def agree(folder: str) -> None:

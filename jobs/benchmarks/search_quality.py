@@ -80,14 +80,14 @@ def main() -> None:
     parser.add_argument("--cache", help="folder of vectors that is kept")
     parser.add_argument("--out", default="benchmark-search-quality.json")
     options = parser.parse_args()
-    from raycurate.core import cluster
+    from raycurate.core.connect import connect, disconnect
 
-    info = cluster.connect("local")
+    info = connect("local")
     try:
         with tempfile.TemporaryDirectory() as folder:
             rows = judged(folder, options)
     finally:
-        cluster.disconnect(info)
+        disconnect(info)
     print(f"\n{Path(options.beir).name} ({options.split}), {options.model}, k = {options.k}\n")
     print(f"{'':42}{'bytes':>7}{'nDCG@10':>10}{'':>9}{'Recall@100':>12}{'seconds':>9}")
     for row in rows:

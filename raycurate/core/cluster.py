@@ -1,23 +1,14 @@
-"""Reach Ray or start it, know what it holds, and set up what every stage needs from it; all in one place.
-
-Only the command line and the jobs call `connect`; the library itself never starts or ends a Ray. The rules
-are few: a Ray that is connected already is used, an address is attached to, a job never starts a second
-cluster, and what was only attached to is never shut down. `ray.init(address="local")` is used for a Ray of
-our own, because a stale address file or a neighbour's cluster would otherwise be joined by accident.
-"""
+"""What the Ray that is connected holds, and what every stage needs from it; core/connect.py reaches or starts it."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import platform
 import re
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -31,13 +22,13 @@ from raycurate.core.capacity import (
     check_plan,
     matches,
 )
-from raycurate.core.config import REDACTED, redact
 from raycurate.core.errors import ConfigError, RaycurateError
+from raycurate.core.redaction import REDACTED, redact
 
 if TYPE_CHECKING:
     from ray.data import DataContext, Dataset
 
-__all__ = ["Capacity", "NodeShape", "OperatorDemand", "PlanReport", "Resources", "capacity", "check_plan", "connect"]
+__all__ = ["Capacity", "NodeShape", "OperatorDemand", "PlanReport", "Resources", "capacity", "check_plan"]
 
 _READ_ONLY_TYPE = re.compile("node_[0-9a-f]{56}")  # node type in the report of a plain head's monitor
 _OWN_ERROR = re.compile(r"^raycurate\.core\.errors\.\w+: (.+)$", re.MULTILINE)  # as a traceback ends
@@ -51,65 +42,6 @@ _TRANSIENT_IO = (
     "HTTP status 500",
     "curlCode: 28",
 )
-TOKEN_HELP = (
-    "This cluster asks for Ray's token: set RAY_AUTH_MODE=token and give the token of the cluster in RAY_AUTH_TOKEN, "
-    "in a file named by RAY_AUTH_TOKEN_PATH, or in ~/.ray/auth_token"
-)
-
-
-@dataclass(frozen=True)
-class ClusterInfo:
-    """The Ray this process is connected to; `owned` when this process started it."""
-
-    address: str
-    owned: bool
-    dashboard: str | None
-    in_job: bool
-
-
-def in_job() -> bool:
-    """Whether this process is the entrypoint of a Ray job."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def connect(address: str | None = None, *, num_cpus: int | None = None, dashboard: bool = False) -> ClusterInfo:
-    """Connect to Ray: the one that is connected already, else `address`, else RAY_ADDRESS, else a new local one.
-
-    Args:
-        address: `host:port` of a cluster's GCS, `auto` for the one running here, `local` for a new one.
-        num_cpus: logical CPUs of a Ray that is started here.
-        dashboard: whether a Ray that is started here gets a dashboard.
-
-    Raises:
-        ConfigError: an address of a kind that cannot be used here, or `num_cpus` for a cluster that runs already.
-        RaycurateError: nobody answers, versions differ, or the token is missing or wrong.
-    """
-    import ray
-
-    if ray.is_initialized():
-        return _info(owned=False)
-    target = address or os.environ.get("RAY_ADDRESS") or "local"
-    _check_address(target)
-    if target == "local":
-        if in_job():
-            raise ConfigError(
-                "a job runs on the cluster it was submitted to and does not start another",
-                where=f"address {target}" if address else "RAY_ADDRESS, which is not set in this job",
-                fix="Leave the address out",
-            )
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=dashboard, logging_level=logging.WARNING)
-        return _info(owned=True)
-    if num_cpus is not None:
-        raise ConfigError(
-            f"num_cpus={num_cpus} sets the size of a Ray that is started here, and {target} runs already",
-            fix="Leave num_cpus out, or use address=local",
-        )
-    _knock(target)
-    try:
-        ray.init(address=target, logging_level=logging.WARNING)
-    except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-        _explain_connection(error, target)
-    return _info(owned=False)
 
 
 def require_ray(where: str) -> None:
@@ -118,77 +50,6 @@ def require_ray(where: str) -> None:
 
     if not ray.is_initialized():
         raise ConfigError("Ray is not running", where=where, fix="Call ray.init() first, as any Ray Data program does")
-
-
-def disconnect(info: ClusterInfo) -> None:
-    """End the Ray that `connect` started; leave any other as it is."""
-    import ray
-
-    if info.owned and ray.is_initialized():
-        ray.shutdown()
-
-
-def _info(*, owned: bool) -> ClusterInfo:
-    import ray
-
-    context = ray.get_runtime_context()
-    node: Any = ray._private.worker.global_worker.node
-    url = node.address_info.get("webui_url")
-    return ClusterInfo(context.gcs_address, owned, f"http://{url}" if url else None, in_job())
-
-
-def _check_address(target: str) -> None:
-    if target.startswith(("http://", "https://")):
-        raise ConfigError(
-            "that is the address of a dashboard, which takes jobs",
-            where=f"address {target}",
-            fix="Send a job there with `raycurate submit STAGE --address ...`, or give the cluster's host:port",
-        )
-    if target.startswith("ray://"):
-        raise ConfigError(
-            "Ray Client (ray://) cannot run Ray Data pipelines well",
-            where=f"address {target}",
-            fix="Send a job: `raycurate submit STAGE --address http://HOST:8265`",
-        )
-
-
-def _knock(target: str) -> None:
-    """Fail at once when nobody listens or the token is refused.
-
-    Ray itself tries a wrong token twenty times, and a dead address for a minute before it ends the process.
-    """
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
-    from ray.exceptions import RayError
-
-    host, colon, port = target.rpartition(":")
-    if not colon or not port.isdigit():
-        return  # `auto`, which Ray looks up by itself
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        GcsClient(address=target)
-    except (OSError, RuntimeError, RayError) as error:
-        _explain_connection(error, target)
-
-
-def _explain_connection(error: BaseException, target: str) -> NoReturn:
-    from ray.exceptions import AuthenticationError
-
-    where = f"Ray at {target}"
-    chain: list[BaseException] = [error]
-    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None and deeper not in chain:
-        chain.append(deeper)
-    if any(isinstance(e, AuthenticationError) or "InvalidAuthToken" in str(e) for e in chain):
-        raise RaycurateError("the token is missing or wrong", where=where, fix=TOKEN_HELP) from error
-    mismatch = next((str(e) for e in chain if "Version mismatch" in str(e)), None)
-    if mismatch:
-        raise RaycurateError(
-            mismatch, where=where, fix="Use the same Ray and the same Python (major.minor) here and on the cluster"
-        ) from error
-    raise RaycurateError(
-        f"it cannot be reached ({error})",
-        where=where,
-        fix="Check that it runs and that RAY_ADDRESS is its host:port, or unset RAY_ADDRESS to run on this machine",
-    ) from error
 
 
 def user_error(error: BaseException) -> RaycurateError | None:

@@ -12,24 +12,34 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, Self, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, model_validator
 
-from raycurate.core import storage
+from raycurate.core import storage, yaml_text
 from raycurate.core.errors import ConfigError, nearest
+from raycurate.core.explain import Elsewhere, explain, unknown_key
+from raycurate.core.redaction import redact
+from raycurate.core.typed_text import phrase, read_typed, type_at
 
-REDACTED = "**********"
-_SECRET_NAME = re.compile(r"(^|_)(token|secret|password|passwd|api_?key|access_?key|credentials?)($|_)", re.I)
 _REFERENCE = re.compile(r"\$\{([^${}]+)\}")
-SHARED_KEYS = ("workdir", "model", "encoder", "corpus", "seed")
+_LARGEST_RECIPE = 1 << 18  # bytes; it is read by a parser that is written in Python
+_INTEGER_BITS, _SEED_BITS = 63, 32  # what files and libraries hold; what every library's generator takes for a seed
+_SEEDS = ("seed", "random_state")
+SHARED_TYPES: dict[str, Any] = {
+    "workdir": str,
+    "model": str,
+    "encoder": dict[str, Any],
+    "corpus": str | list[str],
+    "seed": int,
+}
+SHARED_KEYS = tuple(SHARED_TYPES)
 OF_A_STAGE = ("encoder",)
 """Shared keys that a stage's own value is laid over; given for one stage, they are its own."""
+_MAPPINGS = ("encoder", "document_options")  # of options that another model declares, wherever they stand
 
 
 class UnsetVariableError(ConfigError):
@@ -52,20 +62,42 @@ def option(default: Any = ..., description: str = "", *, operational: bool = Fal
 class StageConfig(BaseModel):
     """What every stage's options share: unknown keys are errors, secrets print redacted."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], *, where: str) -> Self:
+    def parse(cls, values: Mapping[str, Any], *, where: str, elsewhere: Elsewhere = lambda _: ()) -> Self:
         """A checked config.
+
+        Args:
+            elsewhere: the other sections of a recipe that know a key.
 
         Raises:
             ConfigError: every unknown key and every bad value, in one message.
         """
+        odd = [key for key in values if not isinstance(key, str)]
+        if odd:
+            raise ConfigError(f"the names of options are text, {odd[0]!r} is not", where=where)
         try:
             return cls(**values)
         except ValidationError as error:
-            problems = [_explain(cls, p) for p in error.errors(include_url=False)]
-            raise ConfigError("; ".join(problems), where=where) from None
+            raise ConfigError(explain(cls, values, error, elsewhere), where=where) from None
+
+    @model_validator(mode="after")
+    def _within_bounds(self) -> Self:
+        """What no option may be, whichever it is."""
+        for name in self.model_fields_set:
+            value = getattr(self, name)
+            if value == "" and type(self).model_fields[name].is_required():
+                raise ValueError(f"{name} is empty; give it a value")
+            bits = _SEED_BITS if name in _SEEDS else _INTEGER_BITS
+            for one in _leaves(value):
+                if isinstance(one, int) and abs(one) >= 2**bits:
+                    raise ValueError(f"{name}={one}: a whole number below 2**{bits} is needed")
+                if isinstance(one, str) and not _is_clean(one):
+                    raise ValueError(f"{name}={one!r}: text without null bytes, in valid UTF-8, is needed")
+        return self
 
     @classmethod
     def operational_keys(cls) -> set[str]:
@@ -78,67 +110,32 @@ class StageConfig(BaseModel):
     def result_keys(self) -> dict[str, Any]:
         """The options that decide what comes out, as plain JSON values; secrets never among them."""
         kept = self.model_dump(mode="json", exclude=self.operational_keys())
-        return {k: v for k, v in kept.items() if not isinstance(getattr(self, k), SecretStr)}
+        return redact({k: v for k, v in kept.items() if not isinstance(getattr(self, k), SecretStr)})
 
     def redacted(self) -> dict[str, Any]:
         """All options as plain values fit for a log: no secret in them."""
         return redact(self.model_dump(mode="json"))
 
 
-def redact(value: Any, name: str = "") -> Any:
-    """`value` with everything that looks like a secret, by its key's name, masked."""
+def _leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, Mapping):
-        return {k: redact(v, str(k)) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [redact(v, name) for v in value]
-    if value is not None and value != "" and not isinstance(value, bool | int | float) and _SECRET_NAME.search(name):
-        text = str(value)
-        return text if _REFERENCE.fullmatch(text) else REDACTED
-    if isinstance(value, str):
-        return re.sub(r"(://)[^/@\s]+:[^/@\s]+@", r"\1" + REDACTED + "@", value)
-    return value
+        for key, one in value.items():
+            yield key
+            yield from _leaves(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _leaves(one)
+    else:
+        yield value
 
 
-def _explain(model: type[BaseModel], problem: Any) -> str:
-    key = ".".join(str(p) for p in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return unknown_key(key, _known_at(model, problem["loc"]))
-    if problem["type"] == "missing":
-        return f"{key} is missing; it has no default"
-    shown = redact(problem["input"], key)
-    message = problem["msg"].removeprefix("Value error, ")
-    if not key:  # of several options together; it names them
-        return message
-    return f"{key}={shown!r}: {message[0].lower()}{message[1:]}"
-
-
-def _known_at(model: type[BaseModel], place: tuple[str | int, ...]) -> list[str]:
-    """The keys that are known where an unknown one stood, with what leads there (`lora.dim`)."""
-    inner, path = model, list[str]()
-    for part in place[:-1]:
-        path.append(str(part))
-        if part in inner.model_fields:
-            found = _models_in(inner.model_fields[str(part)].annotation)
-            if len(found) != 1:
-                return list(model.model_fields)
-            inner = found[0]
-    return [".".join([*path, name]) for name in inner.model_fields]
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The models that an annotation allows: `LoraConfig | None`, `list[Part]`, ..."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]
-
-
-def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The sentence for a key nobody knows, with the nearest one that somebody does."""
-    names = list(known)
-    close = nearest(key, names)
-    return f"unknown key '{key}'" + (
-        f"; did you mean '{close}'?" if close else f"; known keys: {', '.join(sorted(names))}"
-    )
+def _is_clean(text: str) -> bool:
+    """Whether text can be a path and be written to a file."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 def fingerprint(value: Any) -> str:
@@ -161,9 +158,15 @@ class Recipe:
     def shared(self) -> dict[str, Any]:
         return {k: resolve(self.values[k], self.values, self.source) for k in SHARED_KEYS if k in self.values}
 
+    def has(self, stage: str) -> bool:
+        """Whether the recipe has a section for `stage`; `stage: false` is none."""
+        return self.values.get(stage, False) is not False
+
     def section(self, stage: str) -> dict[str, Any]:
-        """The section of `stage`, references filled in; empty when the recipe has none."""
-        found = self.values.get(stage) or {}
+        """The section of `stage`, references filled in; empty when the recipe has none, or `true` or `false`."""
+        found = self.values.get(stage)
+        if found is None or isinstance(found, bool):
+            return {}
         if not isinstance(found, dict):
             raise ConfigError(f"'{stage}' must be a mapping of options, not {found!r}", where=self.source)
         return resolve(found, self.values, f"{self.source}: {stage}")
@@ -176,16 +179,23 @@ def shipped_recipes() -> list[str]:
 
 
 def load_recipe(
-    name_or_path: str | None, overrides: Iterable[str], *, stages: Iterable[str], stage: str | None = None
+    name_or_path: str | None,
+    overrides: Iterable[str],
+    *,
+    stages: Iterable[str],
+    stage: str | None = None,
+    types: Callable[[str], Any] = lambda _: Any,
 ) -> Recipe:
     """Read a recipe and lay the overrides over it.
 
     Args:
         name_or_path: a shipped recipe's name, a path or a URI; None for no recipe.
-        overrides: `key=value` strings, values read as YAML. With `stage` given, a bare key is that stage's
-            option (or a shared key); else keys are `stage.option` or shared.
+        overrides: `key=value` strings, values read as the option's declared type says (core/typed_text.py). With
+            `stage` given, a bare key is that stage's option (or a shared key); else keys are `stage.option` or shared.
         stages: the stages that exist.
         stage: the one stage that is run, if only one is.
+        types: the name of a stage, or of a mapping of options (encoder, document_options) -> the model that declares
+            them; without it values are read as YAML.
 
     Raises:
         ConfigError: no such recipe, bad YAML, an unknown section or a malformed override.
@@ -195,59 +205,133 @@ def load_recipe(
     known = [*SHARED_KEYS, *stages]
     for key in values:
         if key not in known:
-            raise ConfigError(unknown_key(str(key), known), where=source)
+            raise ConfigError(unknown_key(str(key), known, _with_option(str(key), stages, types)), where=source)
     for override in overrides:
-        _apply_override(values, override, stages, stage)
+        _apply_override(values, override, stages, stage, types)
+    for key in SHARED_KEYS:
+        if key in values:
+            _check_shared(key, values[key], source)
     return Recipe(values, source)
+
+
+def _with_option(key: str, stages: Iterable[str], types: Callable[[str], Any]) -> list[str]:
+    """The sections that have an option of this name."""
+    return [stage for stage in stages if key in getattr(types(stage), "model_fields", ())]
+
+
+def _check_shared(key: str, value: Any, source: str) -> None:
+    if key != "encoder" and (value is None or value in ("", [])):
+        raise ConfigError(f"'{key}' is empty", where=source, fix="Give it a value, or leave the line out")
+    if value is None or (isinstance(value, str) and _REFERENCE.search(value)):
+        return
+    try:
+        TypeAdapter(SHARED_TYPES[key], config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError:
+        quoted = f", with quotes: {key}: '{value}'" if isinstance(value, int | float) and key != "seed" else ""
+        message = f"{key}={redact(value)!r}: write {phrase(SHARED_TYPES[key])}{quoted}"
+        raise ConfigError(message, where=source) from None
 
 
 def _read_recipe(name_or_path: str) -> tuple[dict[str, Any], str]:
     if name_or_path in shipped_recipes():
-        text = (resources.files("raycurate") / "recipes" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
-    elif storage.is_remote(name_or_path) or Path(name_or_path).expanduser().is_file():
-        text = storage.read_text(name_or_path)
+        raw = (resources.files("raycurate") / "recipes" / f"{name_or_path}.yaml").read_bytes()
     else:
-        close = nearest(name_or_path, shipped_recipes())
-        hint = f"Did you mean '{close}'? " if close else ""
-        raise ConfigError(
-            "there is no such recipe, neither a file nor a shipped one",
-            where=name_or_path,
-            fix=f"{hint}Shipped recipes: {', '.join(shipped_recipes())}",
-        )
+        raw = _read_file(name_or_path)
+    if len(raw) > _LARGEST_RECIPE:
+        raise ConfigError(f"it is larger than a recipe may be ({_LARGEST_RECIPE >> 10} KiB)", where=name_or_path)
     try:
-        loaded = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+        loaded = yaml_text.load(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            f"it is not UTF-8 text (byte 0x{raw[error.start]:02x} in line {line})",
+            where=name_or_path,
+            fix="Save it as UTF-8, or check that this is the recipe",
+        ) from None
+    except yaml_text.YamlError as error:
         raise ConfigError(f"it is not valid YAML ({error})", where=name_or_path) from None
+    loaded = {} if loaded is None else loaded
     if not isinstance(loaded, dict):
         raise ConfigError(f"a recipe is a mapping, this is a {type(loaded).__name__}", where=name_or_path)
+    for section in (loaded, *(v for v in loaded.values() if isinstance(v, dict))):
+        for key in section:
+            if not isinstance(key, str):
+                said = "null" if key is None else str(key).lower()
+                message = f"the names of sections and options are text, and YAML reads {said} as something else"
+                raise ConfigError(message, where=name_or_path, fix=f"If it is meant, put it in quotes: '{said}'")
     return loaded, name_or_path
 
 
-def _apply_override(values: dict[str, Any], override: str, stages: list[str], stage: str | None) -> None:
+def _read_file(path: str) -> bytes:
+    """The bytes of a recipe, one more than may be at most."""
+    if storage.is_remote(path):
+        return storage.read_bytes(path)
+    local = storage.normalise(path)
+    try:
+        with open(local, "rb") as file:
+            return file.read(_LARGEST_RECIPE + 1)
+    except IsADirectoryError:
+        raise ConfigError("this is a folder; a recipe is a file", where=path) from None
+    except (FileNotFoundError, NotADirectoryError):
+        close = nearest(path, shipped_recipes())
+        hint = f"Did you mean '{close}'? " if close else ""
+        raise ConfigError(
+            "there is no such recipe, neither a file nor a shipped one",
+            where=path,
+            fix=f"{hint}Shipped recipes: {', '.join(shipped_recipes())}",
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"it cannot be read ({error.strerror or error})", where=path) from None
+
+
+def _apply_override(
+    values: dict[str, Any], override: str, stages: list[str], stage: str | None, types: Callable[[str], Any]
+) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"'{override}' is not an override", where="command line", fix="Write key=value")
-    try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        value = text
+    if not _is_clean(override):
+        raise ConfigError(f"{override!r} is not valid UTF-8", where="command line", fix="Rename it, or name its folder")
     parts = key.split(".")
     if stage and (parts[0] in OF_A_STAGE or parts[0] not in (*SHARED_KEYS, stage)):
         parts.insert(0, stage)
+    if parts[0] not in (*SHARED_KEYS, *stages):
+        sections = _with_option(parts[0], stages, types)
+        hint = unknown_key(parts[0], [*SHARED_KEYS, *stages], sections)
+        fix = f"Write {sections[0] if sections else 'stage'}.{parts[0] if sections else 'option'}=value"
+        raise ConfigError(hint, where=f"override {override}", fix=fix)
+    try:
+        value = read_typed(text, _declared(parts, types))
+    except yaml_text.YamlError as error:
+        message = f"it is not a value for {key} ({error})"
+        raise ConfigError(
+            message, where=f"override {override}", fix="Put what has [ ] { } , # in it in quotes"
+        ) from None
     if stage and key in SHARED_KEYS and key not in OF_A_STAGE:
         own = values.get(stage)
         if isinstance(own, dict) and key in own:  # the stage's own value would hide the shared one
             own[key] = value
-    if parts[0] not in (*SHARED_KEYS, *stages):
-        hint = unknown_key(parts[0], [*SHARED_KEYS, *stages])
-        raise ConfigError(hint, where=f"override {override}", fix="Write stage.option=value")
+    _put(values, parts, value, override)
+
+
+def _declared(parts: list[str], types: Callable[[str], Any]) -> Any:
+    """The declared type of the option that `parts` lead to."""
+    for depth in reversed(range(len(parts))):
+        if parts[depth] in _MAPPINGS:
+            return type_at(types(parts[depth]), parts[depth + 1 :])
+    if parts[0] in SHARED_TYPES:
+        return SHARED_TYPES[parts[0]]
+    return type_at(types(parts[0]), parts[1:]) if len(parts) > 1 else Any
+
+
+def _put(values: dict[str, Any], parts: list[str], value: Any, override: str) -> None:
     target = values
     for part in parts[:-1]:
-        if target.get(part) is None:
+        if target.get(part) is None or (target is values and isinstance(target[part], bool)):
             target[part] = {}
         target = target[part]
         if not isinstance(target, dict):
-            raise ConfigError(f"'{part}' is {target!r}, which has no keys", where=f"override {override}")
+            raise ConfigError(f"'{part}' is {redact(target)!r}, which has no keys", where=f"override {override}")
     target[parts[-1]] = value
 
 

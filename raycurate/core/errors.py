@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from raycurate.core.redaction import hide_credentials
+
 
 class RaycurateError(Exception):
     """Something the user can put right.
@@ -32,7 +34,7 @@ class RaycurateError(Exception):
             text = f"{self.where}: {text}"
         if self.fix:
             text = f"{text}. {self.fix}"
-        return text
+        return hide_credentials(text)
 
     def __reduce__(self):  # keyword arguments survive the trip from a Ray worker
         return (_rebuild, (type(self), self.what, self.where, self.fix))

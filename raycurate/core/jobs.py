@@ -25,9 +25,11 @@ from urllib.parse import urlsplit
 import yaml
 
 from raycurate.core import storage
-from raycurate.core.cluster import TOKEN_HELP, refuse_secrets
-from raycurate.core.config import SHARED_KEYS, Recipe, redact
+from raycurate.core.cluster import refuse_secrets
+from raycurate.core.config import SHARED_KEYS, Recipe
+from raycurate.core.connect import TOKEN_HELP
 from raycurate.core.errors import ConfigError, RaycurateError
+from raycurate.core.redaction import hide_credentials, redact
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -110,7 +112,7 @@ def submit(
                 entrypoint=entrypoint,
                 submission_id=f"raycurate-{stage}-{uuid.uuid4().hex[:12]}",
                 runtime_env={**environment, "working_dir": folder},
-                metadata={"raycurate_stage": stage, "raycurate_recipe": recipe.source},
+                metadata={"raycurate_stage": stage, "raycurate_recipe": hide_credentials(recipe.source)},
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise RaycurateError(f"the cluster refused the job ({error})", where=url) from error

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from raycurate.core.redaction import hide_credentials
+
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _ROOT = "raycurate"
 _SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
@@ -41,7 +43,7 @@ class _CurrentStderr(logging.Handler):
     raycurate = True
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(self.format(record) + "\n")
+        sys.stderr.write(hide_credentials(self.format(record)) + "\n")
         sys.stderr.flush()
 
 

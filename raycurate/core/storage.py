@@ -52,7 +52,21 @@ def normalise(path: str | os.PathLike[str]) -> str:
     if is_remote(text):
         return text.rstrip("/")
     text = text.split("://", 1)[1] if "://" in text else text
-    return str(Path(text).expanduser().absolute())
+    return str(_at_home(text).absolute())
+
+
+def _at_home(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # no such user, or nobody's home is known
+        if os.path.lexists(text):
+            return Path(text)
+        name = text.partition("/")[0]
+        raise ConfigError(
+            f"no home folder is known for '{name}' ({error})",
+            where=text,
+            fix=f"Write ./{name} for a folder of that name",
+        ) from None
 
 
 def join(base: str, *parts: str) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,14 +193,36 @@ def _has_gpu(options: EncoderOptions) -> bool:
     return torch.cuda.is_available()
 
 
+MODULES_FROM = "RAYCURATE_MODULES_FROM"
+"""Environment variable: a folder whose modules may be named as engines; last on the path, so that it hides nothing."""
+
+
 def custom_engine(engine: str) -> Any:
-    """The class that `engine` ("module:Class") names."""
+    """The class that `engine` ("module:Class") names.
+
+    Raises:
+        ConfigError: the module cannot be imported, or what it has under that name is not an encoder's class.
+    """
     module, _, name = engine.partition(":")
+    folder = os.environ.get(MODULES_FROM)
+    if folder and folder not in sys.path:
+        sys.path.append(folder)
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        named = getattr(importlib.import_module(module), name)
+    except (Exception, SystemExit) as error:  # the module is the user's own and may do anything
         raise ConfigError(
-            f"there is no such encoder class ({error})",
+            f"there is no such encoder class ({type(error).__name__}: {error})",
             where=f"engine={engine}",
             fix="Write module:Class with a module that can be imported where the encoder runs",
         ) from error
+    lacking = [part for part in ("prepare", "run", "close") if not callable(getattr(named, part, None))]
+    if getattr(named, "accepts", None) not in ("tokens", "text"):
+        lacking.insert(0, "accepts")
+    if not isinstance(named, type) or lacking:
+        kind = f"a class without {', '.join(lacking)}" if isinstance(named, type) else f"a {type(named).__name__}"
+        raise ConfigError(
+            f"this is {kind}, not an encoder's class",
+            where=f"engine={engine}",
+            fix="An encoder's class has `accepts`, `prepare`, `run` and `close` (raycurate.encoders.base.Encoder)",
+        )
+    return named

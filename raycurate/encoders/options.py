@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import SecretStr, field_validator
@@ -11,6 +12,12 @@ from raycurate.core.contract import pooling_name
 from raycurate.core.errors import nearest
 
 ENGINES = ("transformers", "sentence-transformers", "vllm", "endpoint")
+_MODULE_AND_CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+def is_own_engine(engine: str) -> bool:
+    """Whether an engine is named as a class of the user's own, `module:Class`."""
+    return bool(_MODULE_AND_CLASS.fullmatch(engine))
 
 
 class EncoderOptions(StageConfig):
@@ -70,7 +77,7 @@ class EncoderOptions(StageConfig):
     @field_validator("engine")
     @classmethod
     def _known_engine(cls, value: str) -> str:
-        if value == "auto" or value in ENGINES or (":" in value and "/" not in value):
+        if value == "auto" or value in ENGINES or is_own_engine(value):
             return value
         close = nearest(value, ENGINES)
         hint = f"; did you mean '{close}'?" if close else ""

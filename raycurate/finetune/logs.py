@@ -25,9 +25,10 @@ import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict, Field
 
 from raycurate.core import storage
-from raycurate.core.config import StageConfig, option, redact
+from raycurate.core.config import StageConfig, option
 from raycurate.core.errors import ConfigError, RaycurateError, require
 from raycurate.core.observe import Progress, get_logger
+from raycurate.core.redaction import redact
 
 FILE = "train.jsonl"
 _RUNS = "trackers.json"  # the ids of the trackers' runs, to go on in them

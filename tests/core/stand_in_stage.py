@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import sys
 
-from raycurate.core.cluster import connect, disconnect
 from raycurate.core.config import load_recipe
+from raycurate.core.connect import connect, disconnect
 from raycurate.core.errors import ConfigError, RaycurateError
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from raycurate.core import cluster
+from raycurate.core import cluster, connect
 from raycurate.core.capacity import UNLIMITED, matches, placeable
 from raycurate.core.cluster import ActorGroupOptions, Capacity, NodeShape, OperatorDemand, check_plan
 from raycurate.core.errors import CapacityError, ConfigError, MissingDependencyError, RaycurateError
@@ -180,9 +180,9 @@ def test_connect_uses_what_is_connected_and_does_not_end_it(monkeypatch: pytest.
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.77:1")
-    info = cluster.connect()
+    info = connect.connect()
     assert not info.owned and info.address == ray.get_runtime_context().gcs_address
-    cluster.disconnect(info)
+    connect.disconnect(info)
     assert ray.is_initialized()
 
 
@@ -304,7 +304,8 @@ def test_a_users_error_in_a_worker_comes_back_as_itself() -> None:
 
 CLIENT = """
 import json, sys
-from raycurate.core.cluster import capacity, connect, disconnect
+from raycurate.core.cluster import capacity
+from raycurate.core.connect import connect, disconnect
 from raycurate.core.errors import RaycurateError
 try:
     info = connect(sys.argv[1] if len(sys.argv) > 1 else None)
@@ -375,7 +376,7 @@ def test_addresses_of_another_kind_say_what_they_are_for(token_head: HeadNode, a
 
 
 def test_num_cpus_is_for_a_ray_that_is_started_here() -> None:
-    code = "from raycurate.core.cluster import connect; connect('127.0.0.1:1', num_cpus=2)"
+    code = "from raycurate.core.connect import connect; connect('127.0.0.1:1', num_cpus=2)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "ConfigError" in done.stderr and "num_cpus=2" in done.stderr
 

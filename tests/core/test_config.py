@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from raycurate.core.config import REDACTED, StageConfig, fingerprint, load_recipe, option, redact, resolve
+from raycurate.core.config import StageConfig, fingerprint, load_recipe, option, resolve
 from raycurate.core.errors import ConfigError
+from raycurate.core.redaction import REDACTED, redact
 
 STAGES = ("embed", "dedup")
 

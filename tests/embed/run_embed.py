@@ -6,7 +6,7 @@ import json
 import resource
 import sys
 
-from raycurate.core.cluster import connect
+from raycurate.core.connect import connect
 from raycurate.core.observe import setup_logging
 from raycurate.embed.config import EmbedConfig
 from raycurate.embed.stage import run

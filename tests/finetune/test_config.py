@@ -108,7 +108,7 @@ def test_other_tools_names_are_taken() -> None:
         ({"keep_last": 0}, "keep_last=0"),
         ({"lora": {"rank": 4}}, "rank"),
         ({"lora": {"dimm": 4}}, r"unknown key 'lora\.dimm'; did you mean 'lora\.dim'\?"),
-        ({"best_metric": "ndcg"}, "best_metric='ndcg': input should be 'auto', 'val_mrr'"),
+        ({"best_metric": "ndcg"}, "best_metric='ndcg': write one of auto, val_mrr"),
         ({"measure_base": True}, "^test: measure_base=true needs dev"),
         ({"measure_base": True, "dev": "eval_beir", "bidirectional": True}, "no vectors worth comparing"),
         ({"n_passages": 1}, "a positive alone has nothing to be told from"),
