@@ -49,6 +49,7 @@ TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 """The files that a tokenizer may consist of: the contract hashes those that are there, an export copies them."""
+ADAPTER_CONFIG = "adapter_config.json"
 ROLES = ("query", "document")
 """Whose encoders a checkpoint may keep apart, each in the folder of its name."""
 _NO_LIMIT = 1_000_000  # tokenizers write 1e30 for "no limit"
@@ -97,6 +98,16 @@ def read_checkpoint(path: str, *, pooling: str | None, max_length: int | None) -
     }
 
 
+def named_pooling(path: str) -> str | None:
+    """The pooling that a model's own files name: one that they name none for is no embedding model yet."""
+    root = Path(path)
+    modules = _modules(root)
+    if modules["Pooling"] is not None:
+        return _pooling(root / modules["Pooling"])
+    named = read_config(body_folder(path)).get("pooling")
+    return pooling_name(named) if named else None
+
+
 def separate_folders(path: str) -> dict[str, str]:
     """The folders of a checkpoint's encoders by role, where it has one for queries and one for documents; else none."""
     folders = {role: str(Path(path) / role) for role in ROLES}
@@ -137,11 +148,12 @@ def dense_folders(path: str) -> list[str]:
 
 
 def read_config(folder: str) -> dict[str, Any]:
-    """config.json of a folder, or of the base model when the folder is a PEFT adapter on a local one.
+    """config.json of a folder; of a PEFT adapter, that of its base model with the direction of attention it was
+    trained with.
 
     Raises:
         InputError: there is no config.json.
-        ContractError: an adapter whose base model is not a local folder.
+        ContractError: an adapter whose base model is not here.
     """
     base = adapter_base(folder)
     found = Path(base or folder) / "config.json"
@@ -149,22 +161,45 @@ def read_config(folder: str) -> dict[str, Any]:
         raise InputError(
             "this is not a model: it has no config.json", where=folder, fix="Name a Hugging Face model folder"
         )
-    return _json(found)
+    config = _json(found)
+    needed = _json(Path(folder) / ADAPTER_CONFIG).get("is_causal") if base else None
+    if needed is not None:
+        config.get("text_config", config)["is_causal"] = needed
+    return config
 
 
 def adapter_base(folder: str) -> str | None:
-    """The base model's folder when `folder` holds a bare PEFT adapter, else None."""
-    adapter = Path(folder) / "adapter_config.json"
+    """The base model's folder when `folder` holds a bare PEFT adapter, else None; a hub id stands for what of it is in
+    the cache.
+
+    Raises:
+        ContractError: the base is not here.
+    """
+    adapter = Path(folder) / ADAPTER_CONFIG
     if not adapter.is_file() or (Path(folder) / "config.json").is_file():
         return None
-    base = str(_json(adapter).get("base_model_name_or_path") or "")
-    if not Path(base).is_dir():
+    values = _json(adapter)
+    base = str(values.get("base_model_name_or_path") or "")
+    here = base if Path(base).is_dir() else _cached(base, values.get("revision"))
+    if here is None:
         raise ContractError(
-            f"this adapter's base model '{base}' is not a folder here",
+            f"this adapter's base model '{base}' is not a folder here, nor in the Hugging Face cache",
             where=folder,
-            fix="Merge the adapter into its base model, or put the base where adapter_config.json says",
+            fix="Download the base model, or merge the adapter into it",
         )
-    return base
+    return here
+
+
+def _cached(name: str, revision: str | None) -> str | None:
+    """The folder of a hub model in the Hugging Face cache, None where it is not there."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        return None
+    try:
+        return str(snapshot_download(name, revision=revision, local_files_only=True))
+    except (ValueError, OSError):  # no name of the hub's, or not in the cache
+        return None
 
 
 def attention_of(config: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -19,6 +20,7 @@ from raycurate.core.errors import ConfigError, InputError, MissingDependencyErro
 from raycurate.encoders.options import EncoderOptions
 
 _PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_SNAPSHOT = re.compile(r"/models--(?P<id>[^/]+)/snapshots/(?P<commit>[^/]+)/?$")
 _ELSEWHERE = ["onnx/*", "openvino/*", "original/*", "gguf/*", "coreml/*", "consolidated*.safetensors"]
 
 
@@ -55,6 +57,12 @@ def fetch_encoder(options: EncoderOptions) -> str:
         InputError, MissingDependencyError: as `fetch_model`.
     """
     return role_folder(fetch_model(options), options.role)
+
+
+def hub_name(folder: str) -> tuple[str, str] | None:
+    """(id, commit) of the Hugging Face model that a folder of the hub client's cache holds; None for another folder."""
+    found = _SNAPSHOT.search(Path(folder).absolute().as_posix())
+    return (found["id"].replace("--", "/"), found["commit"]) if found else None
 
 
 def _no_such_folder(path: Path) -> InputError:

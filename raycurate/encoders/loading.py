@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from raycurate.core.checkpoint import adapter_base, body_folder, dense_folders, read_config
+from raycurate.core.checkpoint import adapter_base, attention_of, body_folder, dense_folders, read_config
 from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import ContractError
 
@@ -164,6 +164,8 @@ def stock_model(body: str, *, trust_remote_code: bool = False) -> StockModel:
     else:
         source = adapter_base(body) or body
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        if source != body and attention_of(values) == "bidirectional":  # what the adapter was trained with
+            config.get_text_config().is_causal = False
     if config.model_type in TEXT_ENCODERS:
         return StockModel(config, transformers.AutoModelForTextEncoding, {})
     if config.model_type not in LANGUAGE_MODELS:

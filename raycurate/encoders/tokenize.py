@@ -8,12 +8,13 @@ contract's length is cut at the end and reported.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
 
-from raycurate.core.checkpoint import body_folder, lowercases
+from raycurate.core.checkpoint import TOKENIZER_FILES, adapter_base, body_folder, lowercases
 from raycurate.core.contract import EmbeddingContract
 from raycurate.encoders.base import TokenBatch
 from raycurate.encoders.fetch import fetch_encoder
@@ -37,6 +38,9 @@ def _load(options: EncoderOptions) -> Any:
     from transformers import AutoTokenizer
 
     folder = body_folder(fetch_encoder(options))
+    base = adapter_base(folder)
+    if base and not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
+        folder = base
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
 
 

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from raycurate.core.checkpoint import read_config
-from raycurate.core.contract import EmbeddingContract
+from raycurate.core.checkpoint import attention_of, body_folder, named_pooling, read_config
+from raycurate.core.contract import POOLING_ALIASES, EmbeddingContract
 from raycurate.core.errors import CapacityError, ConfigError, ContractError, require
 from raycurate.encoders.loading import empty_model, load_model
 from raycurate.encoders.packed import PackedUnsupportedError
@@ -36,13 +36,15 @@ class ModelOptions:
     """mean, cls, last, weighted_mean or multi_vector, or an alias."""
     normalize: bool | None = None
     max_length: int | None = None
-    """Tokens of a text, special ones included."""
+    """Tokens at which the exported model cuts a text, special ones included."""
+    trained_length: int | None = None
+    """Tokens of the longest text in training, by which `unpadded` is checked; `max_length` when None."""
     prompts: dict[str, str] | None = None
     """By role ("query", "document", ...); replaces the checkpoint's prompts as a whole."""
     document_template: str | None = None
     matryoshka_dims: tuple[int, ...] | None = None
     bidirectional: bool | None = None
-    """True makes a causal decoder attend both ways."""
+    """Whether a causal decoder is made to attend both ways; None: see `attends_both_ways`."""
     separate_encoders: bool = False
     """One encoder for queries and one for documents, which start alike."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -65,11 +67,12 @@ def training_contract(folder: str, options: ModelOptions) -> EmbeddingContract:
     the options nor the checkpoint name a pooling, a decoder made bidirectional is pooled by mean.
 
     Raises:
-        ConfigError: a bidirectional model is to become causal, or Matryoshka dimensions exceed the vector.
+        ConfigError: see `attends_both_ways`, or Matryoshka dimensions exceed the vector.
         ContractError, InputError: the checkpoint cannot be reproduced.
     """
+    both_ways = attends_both_ways(folder, options)
     pooling = options.pooling
-    if pooling is None and options.bidirectional and not _names_pooling(folder):
+    if pooling is None and both_ways and named_pooling(folder) is None:
         pooling = "mean"
     contract = EmbeddingContract.from_checkpoint(
         folder,
@@ -79,8 +82,6 @@ def training_contract(folder: str, options: ModelOptions) -> EmbeddingContract:
         document_template=options.document_template,
         prompts=options.prompts,
     )
-    if options.bidirectional is False and contract.attention == "bidirectional":
-        raise ConfigError("bidirectional=false, but this model attends both ways", where=folder, fix="Leave it out")
     dims = contract.matryoshka_dims if options.matryoshka_dims is None else tuple(options.matryoshka_dims)
     if any(not 0 < dim <= contract.dimension for dim in dims):
         raise ConfigError(f"Matryoshka dimensions {list(dims)} of vectors of {contract.dimension}", where=folder)
@@ -90,15 +91,49 @@ def training_contract(folder: str, options: ModelOptions) -> EmbeddingContract:
     changed = {
         "prompts": others | roles,
         "matryoshka_dims": dims,
-        "attention": "bidirectional" if options.bidirectional else contract.attention,
+        "attention": "bidirectional" if both_ways else "causal",
     }
     return EmbeddingContract.model_validate(contract.model_dump() | changed)
 
 
-def _names_pooling(folder: str) -> bool:
-    from pathlib import Path
+def attends_both_ways(folder: str, options: ModelOptions) -> bool:
+    """Whether the model of a folder is trained to let each token see those after it.
 
-    return (Path(folder) / "modules.json").is_file() or bool(read_config(folder).get("pooling"))
+    Where the options leave it open, an encoder does, and so does a decoder that is no embedding model yet (as in NeMo
+    AutoModel; BehnamGhader et al. 2024, LLM2Vec, arXiv:2404.05961, for what it gains). A decoder whose own files name
+    the pooling that it is trained with stays causal: its vectors were made so.
+
+    Raises:
+        ConfigError: a bidirectional model is to become causal; a decoder is pooled by its last token, which is made
+            for causal attention, and nothing says which of the two is wanted.
+    """
+    if attention_of(read_config(body_folder(folder))) == "bidirectional":
+        if options.bidirectional is False:
+            raise ConfigError("bidirectional=false, but this model attends both ways", where=folder, fix="Leave it out")
+        return True
+    if options.bidirectional is not None:
+        return options.bidirectional
+    own, asked = named_pooling(folder), POOLING_ALIASES.get(options.pooling or "", options.pooling)
+    if own is not None and asked in (None, own):
+        return False
+    if asked == "last":
+        raise ConfigError(
+            "a decoder pooled by its last token may attend back only, as it was made, or both ways, and nothing says "
+            "which",
+            where="bidirectional",
+            fix="Set bidirectional=false to keep it causal, or bidirectional=true; pooling=mean is bidirectional",
+        )
+    return True
+
+
+def describe_attention(folder: str, options: ModelOptions) -> str:
+    """How the model will attend, for people; raises as `attends_both_ways`."""
+    made_causal = attention_of(read_config(body_folder(folder))) == "causal"
+    if attends_both_ways(folder, options):
+        both = "both ways, which this decoder did not before; bidirectional=false keeps it causal"
+        return both if made_causal else "both ways"
+    own = "as this model's own files pool it so" if options.bidirectional is None else "as bidirectional=false says"
+    return f"causal, {own}"
 
 
 def load_body(folder: str, contract: EmbeddingContract, options: ModelOptions) -> nn.Module:
@@ -122,7 +157,8 @@ def load_body(folder: str, contract: EmbeddingContract, options: ModelOptions) -
         body.set_attn_implementation(options.attention)  # type: ignore[operator]
     if options.attention == unpadded.NAME:
         try:
-            unpadded.use(body, causal=contract.attention == "causal", max_length=contract.max_length)
+            longest = options.trained_length or contract.max_length
+            unpadded.use(body, causal=contract.attention == "causal", max_length=longest)
         except PackedUnsupportedError as error:
             raise ConfigError(f"this model cannot: {error}", where="attention=unpadded", fix="Use sdpa") from error
     return body
@@ -203,7 +239,7 @@ def require_both_ways(states_BTH: Tensor, body: nn.Module, folder: str) -> None:
         raise ContractError(
             f"{type(body).__name__} does not let a token see those after it",
             where=folder,
-            fix="Train it as it is (bidirectional=null), or use another model",
+            fix="Train it as it is (bidirectional=false), or use another model",
         )
 
 

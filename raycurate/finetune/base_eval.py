@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 
 from raycurate.core import storage
+from raycurate.core.errors import ConfigError
 from raycurate.core.manifest import STAGING
 from raycurate.core.observe import get_logger
 from raycurate.finetune.config import FinetuneConfig
@@ -28,6 +29,7 @@ def measure_base(config: FinetuneConfig) -> dict[str, float]:
     """
     if not config.measure_base or config.dev is None:
         return {}
+    refuse_untrained(config)
     from raycurate.finetune.dev_eval import METRICS, DevOptions, evaluate_dev
 
     kept = storage.join(config.output, _FILE)
@@ -44,3 +46,22 @@ def measure_base(config: FinetuneConfig) -> dict[str, float]:
     metrics = {name: found[name] for name in METRICS}
     storage.write_text(kept, json.dumps(metrics) + "\n")
     return metrics
+
+
+def refuse_untrained(config: FinetuneConfig) -> None:
+    """Raises ConfigError where the model as it is attends otherwise than it will be trained to."""
+    from raycurate.core.contract import EmbeddingContract
+    from raycurate.encoders.fetch import fetch_encoder
+    from raycurate.finetune.backbones import attends_both_ways
+
+    if not config.measure_base:
+        return
+    folder = fetch_encoder(config.encoder_options())
+    causal = EmbeddingContract.from_checkpoint(folder).attention == "causal"
+    if causal and attends_both_ways(folder, config.model_options()):
+        raise ConfigError(
+            "measure_base=true, but this causal decoder is to be trained to attend both ways, and before that it has "
+            "no vectors worth comparing",
+            where=config.model,
+            fix="Leave measure_base out, or set bidirectional=false",
+        )

@@ -29,6 +29,8 @@ POINTER = "checkpoint.txt"
 """In what Ray Train is told of: the file that names the checkpoint."""
 STATE = "state"
 CONSOLIDATED = "model/consolidated"
+CARD = f"{CONSOLIDATED}/README.md"
+"""Of a checkpoint; not among its record's files, as it may be written anew when more was measured."""
 _NAME = re.compile(r"epoch_(\d+)_step_(\d+)")
 _SMALLER_IS_BETTER = ("loss", "perplexity")
 
@@ -113,7 +115,7 @@ class CheckpointStore:
         """
         name = checkpoint_name(epoch, step)
         finite = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
-        files = self._sizes(name)
+        files = {path: size for path, size in self._sizes(name).items() if path != CARD}
         made = Checkpoint(epoch=epoch, step=step, run=run, metrics=finite, files=files, interim=interim)
         self._write(made)
         self._point(LATEST, name)

@@ -191,14 +191,15 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
         return {name: value for name, value in given.items() if value is not None}
 
     def model_options(self) -> ModelOptions:
-        """How the checkpoint becomes a bi-encoder. Its one length is the longer of the two in training."""
+        """How the checkpoint becomes a bi-encoder."""
         from raycurate.finetune.backbones import ModelOptions
 
         same = ("pooling", "normalize", "document_template", "bidirectional", "separate_encoders", "attention",
                 "dropout", "gradient_checkpointing", "compile", "liger")  # fmt: skip
         return ModelOptions(
             **{name: getattr(self, name) for name in same},
-            max_length=max(self.query_max_length, self.passage_max_length),
+            max_length=self.export_max_length or self.encoder.get("max_length"),
+            trained_length=max(self.query_max_length, self.passage_max_length),
             prompts=self._prompts(),
             matryoshka_dims=tuple(sorted(self.matryoshka, reverse=True)) or None,
         )

@@ -103,7 +103,17 @@ class ModelConfig(StageConfig):
     normalize: bool | None = option(None, "Scale vectors to length one; the model's own habit by default.")
     document_template: str | None = option(None, "How title and text make a document, e.g. '{title} {text}'.")
     matryoshka: dict[int, float] = option({}, "Dimension -> weight of its loss; the whole vector alone by default.")
-    bidirectional: bool | None = option(None, "True makes a causal decoder attend both ways.")
+    bidirectional: bool | None = option(
+        None,
+        "Whether a decoder attends both ways: by default it does, unless its own files say how it is pooled (it is an "
+        "embedding model already); false keeps it causal. With pooling=last it must be said.",
+    )
+    export_max_length: int | None = option(
+        None,
+        "Tokens at which the trained model cuts a text when it is used; by default those of `encoder`, or the model's "
+        "own, whatever it was trained with.",
+        gt=0,
+    )
     separate_encoders: bool = option(False, "One encoder for questions and one for documents, which start alike.")
     attention: Literal["sdpa", "flash_attention_2", "eager", "unpadded"] | None = option(
         None,

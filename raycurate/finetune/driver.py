@@ -23,6 +23,7 @@ from raycurate.core.cluster import (
 from raycurate.core.errors import ConfigError, RaycurateError
 from raycurate.core.manifest import STAGING
 from raycurate.core.observe import get_logger
+from raycurate.finetune.card import Origin, named_data
 from raycurate.finetune.checkpoints import CONSOLIDATED, POINTER, CheckpointStore, Keep
 from raycurate.finetune.config import FinetuneConfig
 
@@ -68,7 +69,7 @@ class Job:
     """What a worker is told.
 
     run: the training's name. train, val: folders of the prepared data, on this machine or made again on another.
-    steps: of the training in all.
+    steps: of the training in all. questions: of the training data.
     """
 
     config: FinetuneConfig
@@ -78,6 +79,7 @@ class Job:
     steps: int
     layout: Layout
     versions: dict[str, str]
+    questions: int = 0
 
     @property
     def store(self) -> CheckpointStore:
@@ -86,6 +88,17 @@ class Job:
     @property
     def keep(self) -> Keep:
         return Keep(self.config.keep_last, self.config.keep_best, self.config.metric)
+
+    @property
+    def origin(self) -> Origin:
+        """What the cards of the models say of this training."""
+        config = self.config
+        said = config.redacted()
+        base = str(said["model"]) + (f"@{config.revision}" if config.revision else "")
+        names = ("loss", "n_passages", "temperature", "global_batch_size", "learning_rate", "num_epochs", "seed")
+        settings = {"questions": f"{self.questions:,}"} | {name: said[name] for name in (*names, "lora")}
+        chosen = {name: value for name, value in settings.items() if value is not None}
+        return Origin(base, named_data(config.input), chosen, adapted=config.lora is not None)
 
     @property
     def writes_beside(self) -> bool:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from raycurate.core.errors import ConfigError
+from raycurate.encoders.fetch import hub_name
 from raycurate.encoders.loading import parameters_without_memory
 
 NAME = "default"  # PEFT's name for the only adapter
@@ -59,7 +60,7 @@ def add_adapters(body: nn.Module, options: LoraOptions, *, base: str) -> nn.Modu
     Linear layers whose parameters were frozen before (no gradient reaches them) get no adapter.
 
     Args:
-        base: the base model's folder or name, for adapter_config.json.
+        base: the base model's folder, for adapter_config.json; one of the hub client's cache stands there as its id.
 
     Raises:
         ConfigError: no linear layer has such a name, or there is none at all.
@@ -91,7 +92,8 @@ def add_adapters(body: nn.Module, options: LoraOptions, *, base: str) -> nn.Modu
     empty = any(parameter.is_meta for parameter in body.parameters())
     with parameters_without_memory() if empty else nullcontext():
         wrapped: nn.Module = peft.get_peft_model(body, config)
-    wrapped.peft_config[NAME].base_model_name_or_path = base  # type: ignore[index, union-attr]
+    peft_config: Any = wrapped.peft_config[NAME]  # type: ignore[index]
+    peft_config.base_model_name_or_path, peft_config.revision = hub_name(base) or (base, None)
     for name, parameter in wrapped.named_parameters():
         if is_drawn(name) and not parameter.is_meta:
             parameter.data.copy_(initial(name, parameter.shape))
@@ -128,9 +130,15 @@ def options_of(body: nn.Module) -> LoraOptions:
 
 
 def adapter_config(body: nn.Module) -> str:
-    """adapter_config.json in PEFT's format."""
+    """adapter_config.json in PEFT's format.
+
+    With `is_causal: false` where the base model was made to attend both ways: the adapter is of use with such a base
+    only. PEFT itself ignores the key, with a warning that names it; this project's readers follow it.
+    """
     config: Any = body.peft_config[NAME]  # type: ignore[index]
-    values = config.to_dict() | {"inference_mode": True}
+    text: Any = body.get_base_model().config.get_text_config()  # type: ignore[operator]
+    needs = {"is_causal": False} if getattr(text, "is_causal", None) is False else {}
+    values = config.to_dict() | {"inference_mode": True} | needs
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
     return json.dumps(plain, indent=2, sort_keys=True, default=str)
 

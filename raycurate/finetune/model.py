@@ -56,10 +56,10 @@ class Tower(nn.Module):
     """A transformer, its Dense heads, and the contract that ties them.
 
     source: the folder it came from; its tokenizer's files are exported with it.
-    to_unpad: whether it is to run unpadded once it has its weights (streamed.py).
+    to_unpad: where it is to run unpadded once it has its weights (streamed.py), tokens of the longest text; else 0.
     """
 
-    to_unpad: bool = False
+    to_unpad: int = 0
 
     def __init__(self, body: nn.Module, heads: nn.Module, contract: EmbeddingContract, source: str) -> None:
         super().__init__()
@@ -193,7 +193,8 @@ def empty_bi_encoder(folder: str, options: ModelOptions, *, lora: LoraOptions | 
     body_of = functools.partial(empty_body, options=options, trained=trained)
     encoder = BiEncoder({name: _tower(path, options, lora, body_of) for name, path in folders.items()}).train()
     for tower in encoder.towers.values():
-        tower.to_unpad = options.attention == unpadded.NAME  # type: ignore[assignment]
+        longest = options.trained_length or tower.contract.max_length  # type: ignore[union-attr]
+        tower.to_unpad = longest if options.attention == unpadded.NAME else 0  # type: ignore[assignment]
     return encoder
 
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from raycurate.core.checkpoint import (
-    attention_of,
     body_folder,
     dense_folders,
     read_config,
@@ -27,7 +26,14 @@ from raycurate.core.checkpoint import (
 )
 from raycurate.core.errors import ContractError
 from raycurate.encoders.loading import stock_model
-from raycurate.finetune.backbones import ModelOptions, layers_of, leaves, make_bidirectional, set_dropout
+from raycurate.finetune.backbones import (
+    ModelOptions,
+    attends_both_ways,
+    layers_of,
+    leaves,
+    make_bidirectional,
+    set_dropout,
+)
 from raycurate.finetune.lora import LoraOptions, add_adapters
 
 _OUTLINE, _GROUPED = "outline", "outline_grouped"
@@ -206,7 +212,7 @@ def _body(folder: str, options: ModelOptions) -> nn.Module:
     except (ValueError, ImportError) as error:
         raise ContractError(f"transformers cannot build it ({error})", where=inner) from error
     body.config.use_cache = False  # type: ignore[union-attr]
-    if options.bidirectional or attention_of(read_config(inner)) == "bidirectional":
+    if attends_both_ways(folder, options):
         make_bidirectional(body)
     return body
 

@@ -32,7 +32,8 @@ from raycurate.core.manifest import (
 from raycurate.core.observe import Clock, get_logger
 from raycurate.data.training import read_training_data
 from raycurate.data.training_files import find_files, parse_sources
-from raycurate.finetune.base_eval import measure_base
+from raycurate.finetune.base_eval import measure_base, refuse_untrained
+from raycurate.finetune.card import write_card
 from raycurate.finetune.checkpoints import CONSOLIDATED, STATE, Checkpoint, CheckpointStore
 from raycurate.finetune.config import ALGORITHM_VERSION, FinetuneConfig
 from raycurate.finetune.driver import CHECKPOINTS, RUN_RECORD, Job, fit, layout, steps_of, worker_memory
@@ -130,7 +131,24 @@ def describe_plan(config: FinetuneConfig) -> str:
     estimate = estimate_training(folder, config.model_options(), options, setting, lora=config.lora_options())
     estimate.require_fit()
     waits = [report.waits_for_nodes] if report.waits_for_nodes else []
-    return "\n".join([f"workers      {plan.describe()}", estimate.report(), f"state        {said}", *waits])
+    facts = [f"{name.ljust(12)} {fact}" for name, fact in _model_facts(config)]
+    return "\n".join([f"workers      {plan.describe()}", *facts, estimate.report(), f"state        {said}", *waits])
+
+
+def _model_facts(config: FinetuneConfig) -> list[tuple[str, str]]:
+    """What the training makes of the model that its name does not say: how it attends, where it cuts texts."""
+    from raycurate.encoders.fetch import fetch_encoder
+    from raycurate.finetune.backbones import describe_attention, training_contract
+
+    options = config.model_options()
+    folder = fetch_encoder(config.encoder_options().model_copy(update={"role": "document"}))
+    longest = training_contract(folder, options).max_length
+    trained = max(config.query_max_length, config.passage_max_length)
+    which = "its own" if config.export_max_length is None else "export_max_length"
+    length = f"the trained model cuts texts at {longest:,} tokens, {which}"
+    if trained > longest:
+        length += f"; it is trained on texts of up to {trained:,}, and export_max_length={trained} would keep that"
+    return [("attention", describe_attention(folder, options)), ("length", length)]
 
 
 def _count(config: FinetuneConfig) -> tuple[int | None, str]:
@@ -181,6 +199,9 @@ def run(config: FinetuneConfig) -> FinetuneResult:
         log.info("finetune: %s", report.waits_for_nodes)
     options = config.train_options(cuda=plan.gpus > 0)
     refuse_what_cannot_be(options)
+    refuse_untrained(config)
+    for name, said in _model_facts(config):
+        log.info("finetune: %s: %s", name, said)
     train_data, val_data = make_prepared(config)
     steps = steps_of(train_data, options, plan)
     _refuse_what_is_over(config, steps)
@@ -193,6 +214,7 @@ def run(config: FinetuneConfig) -> FinetuneResult:
         steps=steps,
         layout=plan,
         versions=environment_versions(),
+        questions=len(train_data),
     )
     log.info("finetune: %s questions, %s; run %s", f"{len(train_data):,}", plan.describe(), job.run)
     before = measure_base(job.config)
@@ -202,6 +224,8 @@ def run(config: FinetuneConfig) -> FinetuneResult:
     clock.lap("train")
     best = job.store.choose_best(config.metric)
     job.store.prune(job.keep)
+    for checkpoint in job.store.all():  # with what was measured since it was made
+        write_card(job.store, checkpoint, job.origin, best=checkpoint.name == best.name)
     clock.lap("choose")
     manifest = _manifest(job, key, best, clock)
     manifest.settings["base_metrics"] = before

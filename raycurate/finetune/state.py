@@ -27,6 +27,8 @@ from raycurate.finetune.collectives import world
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from raycurate.finetune.state_reader import StateReader
+
 FILE = "progress.json"
 STATE_VERSION = 1
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -79,13 +81,15 @@ def load(folder: str, model: nn.Module, optimizer: torch.optim.AdamW, identity: 
     """
     import torch.distributed.checkpoint as dcp
 
+    from raycurate.finetune.state_reader import StateReader
+
     found = read_progress(folder)
     differing = {k: (v, identity.get(k)) for k, v in found.identity.items() if v != identity.get(k)}
     if differing:
         said = ", ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in differing.items())
         raise InputError(f"this is the state of another training: {said}", where=folder, fix="Set resume=never")
     wanted = tensors(model, optimizer, found.step, fresh=True)
-    reader = dcp.FileSystemReader(folder)
+    reader = StateReader(folder)
     missing = sorted(set(wanted) - set(_names(reader, folder)))
     if missing:
         raise InputError(
@@ -114,17 +118,28 @@ def read_progress(folder: str) -> Progress:
     path = storage.join(folder, FILE)
     if not storage.exists(path):
         raise InputError("there is no training state", where=folder, fix="Name a checkpoint folder, or resume=never")
-    values = json.loads(storage.read_text(path))
-    version = values.pop("version", None)
-    values.pop("ranks", None)
-    if version != STATE_VERSION:
-        raise InputError(f"this training state is of version {version}, not {STATE_VERSION}", where=path)
-    return Progress(**values)
+    try:
+        values = json.loads(storage.read_text(path))
+        version = values.pop("version", None)
+        values.pop("ranks", None)
+        if version == STATE_VERSION:
+            return Progress(**values)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"this is no record of a training's state ({error})", where=path) from error
+    raise InputError(f"this training state is of version {version}, not {STATE_VERSION}", where=path)
 
 
-def _names(reader: Any, folder: str) -> set[str]:
+def _names(reader: StateReader, folder: str) -> set[str]:
+    from raycurate.finetune.state_reader import UnsafeStateError
+
     try:
         return set(reader.read_metadata().state_dict_metadata)
+    except UnsafeStateError as error:
+        raise InputError(
+            f"this state was not written by a training: {error}",
+            where=storage.join(folder, ".metadata"),
+            fix="Nothing of it was run. Name another checkpoint, or set resume=never",
+        ) from error
     except (OSError, EOFError) as error:
         raise InputError(f"this state is not whole ({error})", where=folder, fix="Name another checkpoint") from error
 

@@ -251,7 +251,7 @@ def _check(encoder: BiEncoder, role: str, device: torch.device) -> None:
     if tower.to_unpad:
         causal = contract.attention == "causal"
         try:
-            unpadded.use(stock, causal=causal, max_length=contract.max_length, states=states)
+            unpadded.use(stock, causal=causal, max_length=tower.to_unpad, states=states)
         except PackedUnsupportedError as error:
             raise ConfigError(f"this model cannot: {error}", where="attention=unpadded", fix="Use sdpa") from error
 

@@ -69,7 +69,9 @@ def work(told: dict[str, Any]) -> Trained | None:
     with _state_to_resume(job) as (state, step), _logs(job, rank, step) as logs:
         beside = _beside(job)
         group = None if beside is None else beside.group
-        maker = Maker(job.store, job.run, job.keep, measured_later=config.dev is not None, group=group)
+        maker = Maker(
+            job.store, job.run, job.keep, measured_later=config.dev is not None, group=group, origin=job.origin
+        )
         minutes = config.interim_every_minutes
         reporter = RayReporter(maker, logs=logs, beside=beside, interim_s=None if minutes is None else minutes * 60)
         done = train(

@@ -26,6 +26,7 @@ from raycurate.core import storage
 from raycurate.core.errors import RaycurateError
 from raycurate.finetune import state
 from raycurate.finetune.beside import Beside
+from raycurate.finetune.card import Origin, write_card
 from raycurate.finetune.checkpoints import CONSOLIDATED, STATE, CheckpointStore, Keep, checkpoint_name
 from raycurate.finetune.collectives import max_over_ranks, world
 from raycurate.finetune.model import BiEncoder
@@ -138,7 +139,8 @@ class Maker:
     """Makes checkpoints in a store, all ranks together.
 
     run: name of the training, written into their records. keep: which stay. measured_later: all models stay until the
-    training has ended, and only the states of older ones go. group: what the ranks meet by.
+    training has ended, and only the states of older ones go. group: what the ranks meet by. origin: what the models'
+    cards say; None for no cards.
     """
 
     store: CheckpointStore
@@ -146,6 +148,7 @@ class Maker:
     keep: Keep
     measured_later: bool = False
     group: ProcessGroup | None = None
+    origin: Origin | None = None
 
     def make(self, saved: Saved, write: Write) -> None:
         """Make a checkpoint of what all ranks write; returns when it is whole.
@@ -160,7 +163,9 @@ class Maker:
         together(lambda: self._commit(saved) if first else None, target, self.group)
 
     def _commit(self, saved: Saved) -> None:
-        self.store.commit(saved.epoch, saved.step, saved.metrics, self.run, interim=saved.interim)
+        made = self.store.commit(saved.epoch, saved.step, saved.metrics, self.run, interim=saved.interim)
+        if self.origin is not None:
+            write_card(self.store, made, self.origin)
         if self.measured_later:
             self.store.drop_states(self.keep)
         else:

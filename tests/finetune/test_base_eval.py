@@ -18,15 +18,18 @@ from tests.finetune.runs import config_of
 
 
 @pytest.mark.slow
-def test_it_is_measured_once_and_by_the_lengths_of_the_training(local_ray: None, tmp_path: Path) -> None:
+def test_it_is_measured_once_and_by_the_length_that_the_trained_model_will_have(
+    local_ray: None, tmp_path: Path
+) -> None:
     documents = {f"d{i}": " ".join(WORDS[(i * k + k) % len(WORDS)] for k in range(1, 8)) for i in range(15)}
     queries = {f"q{i}": " ".join(text.split()[:2]) for i, text in enumerate(documents.values())}
     rows = [[{"_id": name, "text": text} for name, text in texts.items()] for texts in (documents, queries)]
     data, model, cache = str(tmp_path / "beir"), save_family(tmp_path / "model", "bert"), tmp_path / "cache"
     write_beir(data, corpus=rows[0], queries=rows[1], qrels={"dev": {f"q{i}": {f"d{i}": 1} for i in range(15)}})
-    recipe = {"train": "t.jsonl", "model": model, "dev": data, "query_max_length": 6, "passage_max_length": 6}
+    recipe = {"train": "t.jsonl", "model": model, "dev": data, "encoder": {"max_length": 6}}
     assert measure_base(config_of(recipe, tmp_path / "out")) == {}
     config = config_of(recipe, tmp_path / "out", measure_base=True, cache=str(cache))
+    assert config.model_options().max_length == 6  # and so will the trained model be run
     found = measure_base(config)
     short = evaluate_dev(model, DevOptions(data, str(tmp_path / "work"), {"max_length": 6}, cache=str(cache)))
     assert found == {name: short[name] for name in METRICS}  # and the cache, which both read, was made once:

@@ -68,7 +68,7 @@ def test_values_reach_the_loop_the_model_and_the_data() -> None:
     assert options.false_negatives is not None and options.false_negatives.margin == 0.9
     assert options.distillation[0].weight == 0.5 and options.elastic
     model = config.model_options()
-    assert model.prompts == {"query": "q: ", "document": ""} and model.max_length == 256
+    assert model.prompts == {"query": "q: ", "document": ""} and (model.max_length, model.trained_length) == (None, 256)
     assert model.matryoshka_dims == (128, 64)
     lora = config.lora_options()
     assert lora is not None and lora.dim == 4 and lora.target_modules == ("q_proj",)

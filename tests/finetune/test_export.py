@@ -48,7 +48,7 @@ CASES = [
     ("bert", "mean", True, {}),
     ("roberta", "cls", False, {}),
     ("modernbert", "weighted_mean", True, {}),
-    ("llama", "last", True, {}),
+    ("llama", "last", True, {"bidirectional": False}),
     ("llama", "mean", False, {"bidirectional": True}),
 ]
 

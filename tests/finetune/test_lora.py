@@ -1,5 +1,7 @@
 """Adapters: only they are trained, and merged, in PEFT's format and in training they are the same model."""
 
+import json
+
 import pytest
 import torch
 
@@ -110,5 +112,7 @@ def test_merged_export_adapter_and_training_model_agree(tiny, tmp_path, family, 
     tower = plain.tower("query")
     tower.body = PeftModel.from_pretrained(tower.body, str(tmp_path / "out" / "adapter"))
     assert tower.body.peft_config["default"].base_model_name_or_path == tiny[family]
+    needs = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text()).get("is_causal")
+    assert needs is (False if family == "llama" else None)
     assert torch.allclose(vectors(plain, TEXTS, "query"), got, atol=1e-6)
     assert least_cosine(base, got) < 0.99  # the adapter does something

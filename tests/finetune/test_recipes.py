@@ -43,7 +43,7 @@ def test_every_stage_of_the_recipe_is_valid(name: str) -> None:
     configs: dict[str, Any] = {stage.name: stage.config(recipe) for stage in selected(recipe)}
     config = configs["finetune"]
     assert config.precision == ("auto" if name == "minilm-cpu" else "bfloat16")
-    assert config.model_options().max_length == max(config.query_max_length, config.passage_max_length)
+    assert config.model_options().trained_length == max(config.query_max_length, config.passage_max_length)
     assert config.prepare_options().passages.n_passages == config.n_passages
     if "prep" in configs:
         prep = configs["prep"].output

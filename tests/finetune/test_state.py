@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
+import pickle
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +20,7 @@ from raycurate.finetune.state import Progress
 IDENTITY = {"seed": 1, "global_batch_size": 8}
 
 
-def small(width: int = 3) -> nn.Module:
+def small(width: int = 3) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, width), nn.LayerNorm(width), nn.Linear(width, 2).requires_grad_(False))
 
@@ -39,7 +44,7 @@ def test_going_on_from_a_state_is_as_if_nothing_had_been(tmp_path: Path):
     kept = Progress(3, best=0.5, worse=1, identity=IDENTITY)
     state.save(str(tmp_path), state.tensors(first, optimizer, 3), kept)
     with torch.no_grad():
-        second[0].weight.fill_(7)  # type: ignore[operator, union-attr]
+        second[0].weight.fill_(7)  # type: ignore[operator]
     optimizer = optimizer_of(second)
     assert state.load(str(tmp_path), second, optimizer, IDENTITY) == kept
     steps(second, optimizer, 3, 6)
@@ -87,3 +92,81 @@ def test_what_cannot_be_gone_on_from(tmp_path: Path):
     (Path(folder) / ".metadata").unlink()
     with pytest.raises(InputError, match="not whole"):
         state.load(folder, model, optimizer, IDENTITY)
+
+
+class Trap:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self.path),))
+
+
+def trapped(kind: str, metadata: Any, sprung: Path) -> Any:
+    """What `.metadata` holds, so changed that a plain unpickler, or torch's planner, runs the trap."""
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+    name, place = next(iter(metadata.storage_data.items()))
+    if kind == "instead of the list":
+        return Trap(sprung)
+    if kind == "in the list":
+        metadata.planner_data = {"x": Trap(sprung)}
+    elif kind == "a tensor said to be bytes":
+        metadata.state_dict_metadata[name.fqn] = BytesStorageMetadata()
+    elif kind == "a file elsewhere":
+        metadata.storage_data[name] = replace(place, relative_path="../elsewhere.distcp")
+    elif kind == "no list":
+        return ["a", "b"]
+    return metadata
+
+
+@pytest.mark.parametrize(
+    "kind", ["instead of the list", "in the list", "a tensor said to be bytes", "a file elsewhere", "no list"]
+)
+def test_nothing_in_a_list_of_tensors_is_run(kind: str, tmp_path: Path):
+    model, folder, sprung = small(), tmp_path / "state", tmp_path / "sprung"
+    state.save(str(folder), state.tensors(model, optimizer_of(model), 0), Progress(identity=IDENTITY))
+    listed = pickle.loads((folder / ".metadata").read_bytes())
+    (folder / ".metadata").write_bytes(pickle.dumps(trapped(kind, listed, sprung)))
+    with pytest.raises(InputError, match=r"not written by a training.*Nothing of it was run"):
+        state.load(str(folder), model, optimizer_of(model), IDENTITY)
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize("function", ["eval", "exec", "getattr", "__import__"])
+def test_no_function_can_be_named(function: str, tmp_path: Path):
+    from raycurate.finetune.state_reader import StateReader, UnsafeStateError
+
+    (tmp_path / ".metadata").write_bytes(f"cbuiltins\n{function}\n.".encode())
+    with pytest.raises(UnsafeStateError, match=f"it names builtins.{function}"):
+        StateReader(str(tmp_path)).read_metadata()
+    for module, name in (("torch.hub", "load"), ("torch", "load"), ("torch.distributed.checkpoint.metadata", "os")):
+        (tmp_path / ".metadata").write_bytes(f"c{module}\n{name}\n.".encode())
+        with pytest.raises(UnsafeStateError, match=f"it names {module}.{name}"):
+            StateReader(str(tmp_path)).read_metadata()
+
+
+def test_nothing_in_a_file_of_tensors_is_run(tmp_path: Path):
+    model, folder, sprung = small(), tmp_path / "state", tmp_path / "sprung"
+    state.save(str(folder), state.tensors(model, optimizer_of(model), 0), Progress(identity=IDENTITY))
+    file = folder / "__0_0.distcp"
+    poisoned = io.BytesIO()
+    torch.save(Trap(sprung), poisoned)
+    file.write_bytes(poisoned.getvalue().ljust(file.stat().st_size, b"\0"))
+    listed = pickle.loads((folder / ".metadata").read_bytes())
+    whole = {name: replace(place, offset=0, length=len(poisoned.getvalue())) for name, place in
+             listed.storage_data.items()}  # fmt: skip
+    listed.storage_data = whole
+    (folder / ".metadata").write_bytes(pickle.dumps(listed))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        state.load(str(folder), model, optimizer_of(model), IDENTITY)
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"version": 1, "steps": 3}', '{"version": 2}'])
+def test_a_record_of_progress_that_is_none_is_said(content: str, tmp_path: Path):
+    (tmp_path / "progress.json").write_text(content)
+    with pytest.raises(InputError, match=r"no record of a training's state|of version 2, not 1"):
+        state.read_progress(str(tmp_path))
