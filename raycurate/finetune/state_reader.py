@@ -77,7 +77,7 @@ class _Unpickler(pickle.Unpickler):
             raise
         except Exception as error:  # a pickle that is none fails in any way it likes
             raise UnsafeStateError(f"it is no list of tensors ({error})") from error
-        return found  # type: ignore[no-any-return]
+        return found
 
 
 def _check(found: Any) -> None:

@@ -18,9 +18,7 @@ from tests.finetune.runs import config_of
 
 
 @pytest.mark.slow
-def test_it_is_measured_once_and_by_the_length_that_the_trained_model_will_have(
-    local_ray: None, tmp_path: Path
-) -> None:
+def test_it_is_measured_once_and_by_the_length_of_the_trained_model(local_ray: None, tmp_path: Path) -> None:
     documents = {f"d{i}": " ".join(WORDS[(i * k + k) % len(WORDS)] for k in range(1, 8)) for i in range(15)}
     queries = {f"q{i}": " ".join(text.split()[:2]) for i, text in enumerate(documents.values())}
     rows = [[{"_id": name, "text": text} for name, text in texts.items()] for texts in (documents, queries)]
