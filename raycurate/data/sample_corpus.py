@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from raycurate.core import storage
@@ -23,22 +24,22 @@ from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError
 
 PACKAGES = (
-    "accelerate",
-    "fsspec",
-    "huggingface_hub",
-    "numpy",
     "pyarrow",
-    "pydantic",
-    "ray",
-    "requests",
+    "tokenizers",
     "safetensors",
     "sentence-transformers",
-    "tokenizers",
-    "torch",
+    "numpy",
+    "huggingface_hub",
+    "pydantic",
+    "fsspec",
+    "requests",
     "tqdm",
+    "accelerate",
+    "ray",
     "transformers",
+    "torch",
 )
-"""Packages that every installation has, because raycurate itself depends on them."""
+"""Packages that every installation has, because raycurate itself depends on them; the largest come last."""
 
 MIN_CHARS = 40
 _SKIPPED_FOLDERS = {"test", "tests", "_vendor", "vendored", "third_party", "thirdparty_files", "__pycache__", "bin"}
@@ -89,17 +90,25 @@ class SampleCorpus:
         return "\n".join([*lines, total, self.path])
 
 
-def build_sample_corpus(output: str, packages: list[str] | None = None) -> SampleCorpus:
+def build_sample_corpus(
+    output: str, packages: list[str] | None = None, max_documents: int | None = None
+) -> SampleCorpus:
     """Write `documents.jsonl` into the folder `output`; the same versions give the same bytes.
 
     Args:
         output: local path or URI of a folder.
         packages: names of installed distributions; by default `PACKAGES`.
+        max_documents: take packages, whole and in the order named, up to the first that would make more documents.
 
     Raises:
-        InputError: a package is not installed, or has no list of its files.
+        InputError: a package is not installed, or has no list of its files; the first one alone has too many documents.
     """
-    distributions = {name: _distribution(name) for name in sorted(set(packages or PACKAGES))}
+    names = list(dict.fromkeys(packages or PACKAGES))
+    distributions = {name: _distribution(name) for name in names}
+    if max_documents is not None:
+        fitting = _fitting(distributions, max_documents)
+        distributions = {name: distributions[name] for name in fitting}
+    distributions = dict(sorted(distributions.items()))
     path = storage.join(storage.normalise(output), "documents.jsonl")
     digest, counts, size = hashlib.sha256(), Counter(dict.fromkeys(distributions, 0)), 0
     with storage.open_output(path) as stream:
@@ -130,6 +139,23 @@ def _distribution(name: str) -> metadata.Distribution:
             fix="Install it with pip, or name other packages",
         )
     return found
+
+
+def _fitting(distributions: dict[str, metadata.Distribution], most: int) -> list[str]:
+    """The packages from the first on that have `most` documents together; what is left over is not read."""
+    fitting, left = list[str](), most
+    for name, distribution in distributions.items():
+        left -= sum(1 for _ in islice(package_documents(name, distribution), left + 1))
+        if left < 0:
+            break
+        fitting.append(name)
+    if not fitting:
+        raise InputError(
+            f"'{next(iter(distributions))}', the first package, has more than max_documents={most} documents",
+            where="sample-corpus",
+            fix="Raise max_documents, or name a smaller package first",
+        )
+    return fitting
 
 
 def package_documents(name: str, distribution: metadata.Distribution) -> Iterator[SampleDocument]:

@@ -26,6 +26,12 @@ class SampleCorpusConfig(StageConfig):
 
     output: str = option(..., "Folder or URI the corpus is written to.", operational=True)
     packages: list[str] = option([], "Installed packages to read; by default a pinned list of our own dependencies.")
+    max_documents: int | None = option(
+        None,
+        "Take packages, whole and in the order named, up to the first that would make more documents than that; all by "
+        "default.",
+        gt=0,
+    )
     overwrite: bool = option(False, "Replace a corpus that is there already.", operational=True)
 
 
@@ -65,7 +71,7 @@ def run(config: SampleCorpusConfig) -> SampleResult:
     done = already_done(config.output, key, overwrite=config.overwrite)
     if done is not None:
         return SampleResult(config.output, done, skipped=True)
-    corpus = build_sample_corpus(config.output, config.packages or None)
+    corpus = build_sample_corpus(config.output, config.packages or None, config.max_documents)
     [entry] = storage.list_files(corpus.path)
     manifest = Manifest(
         key=key,
