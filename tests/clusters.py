@@ -25,6 +25,8 @@ from typing import Literal
 import psutil
 import requests
 
+from tests.processes import PATIENCE_S
+
 _UNSET_FOR_HEADS = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
 
 
@@ -52,7 +54,7 @@ def head_node(
     *,
     num_cpus: int = 2,
     auth: Literal["token", "disabled"] = "disabled",
-    timeout_s: float = 90,
+    timeout_s: float = PATIENCE_S,
     extra_args: tuple[str, ...] = (),
     extra_env: dict[str, str] | None = None,
 ) -> Iterator[HeadNode]:
@@ -93,8 +95,8 @@ def _wait_until_up(process: subprocess.Popen[bytes], dashboard: str, agent: int,
         if process.poll() is not None:
             raise RuntimeError(f"the Ray head ended with {process.returncode}:\n{log.read_text()}")
         try:
-            requests.get(f"{dashboard}/api/version", timeout=2)
-            with socket.create_connection(("127.0.0.1", agent), timeout=2):
+            requests.get(f"{dashboard}/api/version", timeout=20)
+            with socket.create_connection(("127.0.0.1", agent), timeout=20):
                 return
         except (requests.ConnectionError, requests.Timeout, OSError):
             time.sleep(0.2)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE_S = 1200.0
+"""How long a test waits for what must come: many times what a quiet machine needs, so that it ends only what hangs."""
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -26,14 +28,16 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 300) -> str:
+def finish(process: subprocess.Popen[str], timeout: float = PATIENCE_S) -> str:
     """What it said; it must have succeeded."""
     said, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0, said
     return said
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], what: str, timeout: float = 180) -> None:
+def wait_until(
+    condition: Callable[[], bool], process: subprocess.Popen[str], what: str, timeout: float = PATIENCE_S
+) -> None:
     """Wait for a condition while the process runs."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -15,6 +15,7 @@ from raycurate.core.capacity import UNLIMITED, matches, placeable
 from raycurate.core.cluster import ActorGroupOptions, Capacity, NodeShape, OperatorDemand, check_plan
 from raycurate.core.errors import CapacityError, ConfigError, MissingDependencyError, RaycurateError
 from tests.clusters import HeadNode, head_node
+from tests.processes import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -193,7 +194,7 @@ def test_capacity_of_a_local_ray() -> None:
 
     from ray.experimental.internal_kv import _internal_kv_get
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while b'"autoscaler_report"' not in (_internal_kv_get("__autoscaling_status") or b""):
         assert time.monotonic() < deadline, "the monitor has written no report"
         time.sleep(0.2)
@@ -321,7 +322,7 @@ def client(env: dict[str, str], *arguments: str) -> dict[str, object]:
     """What a process with this environment gets from `connect`."""
     env = {**env, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", CLIENT, *arguments], env=env, capture_output=True, text=True, timeout=150
+        [sys.executable, "-c", CLIENT, *arguments], env=env, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))

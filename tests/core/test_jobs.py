@@ -15,6 +15,7 @@ from raycurate.core import jobs
 from raycurate.core.config import Recipe
 from raycurate.core.errors import ConfigError, RaycurateError
 from tests.clusters import HeadNode, head_node
+from tests.processes import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = "tests.core.stand_in_stage"
@@ -46,7 +47,9 @@ def submit_from_a_process(head: HeadNode, recipe: dict[str, Any], **changes: Any
     )
     options = {"address": head.dashboard, "module": STAND_IN, **changes}
     argument = json.dumps({"recipe": recipe, "options": options})
-    done = subprocess.run([sys.executable, "-c", code, argument], env=env, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        [sys.executable, "-c", code, argument], env=env, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 0, done.stderr
     log, _, found = done.stdout.rstrip().rpartition("\n")
     return log, json.loads(found)
@@ -69,7 +72,7 @@ def job_details(head: HeadNode, job: str) -> str:
     import requests
 
     answer = requests.get(
-        f"{head.dashboard}/api/jobs/{job}", headers={"Authorization": f"Bearer {head.token}"}, timeout=20
+        f"{head.dashboard}/api/jobs/{job}", headers={"Authorization": f"Bearer {head.token}"}, timeout=200
     )
     answer.raise_for_status()
     return answer.text

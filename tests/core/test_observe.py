@@ -15,6 +15,7 @@ import requests
 
 from raycurate.core.observe import Progress, StageMetrics, get_logger, setup_logging
 from tests.clusters import head_node
+from tests.processes import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,13 +61,13 @@ def test_metrics_are_at_the_prometheus_endpoint(tmp_path: Path) -> None:
         ) as driver:
             assert driver.stdin and driver.stdout and driver.stderr
             assert driver.stdout.readline() == "recorded\n", driver.stderr.read()
-            end = time.monotonic() + 60
+            end = time.monotonic() + PATIENCE_S
             found: dict[str, float] = {}
             tags = 'engine="transformers"'
             whole = f'raycurate_documents_total{{{tags},stage="embed"}}'
             while found.get(whole) != 16 and time.monotonic() < end:
                 time.sleep(0.5)
-                found = samples(requests.get(f"http://127.0.0.1:{head.metrics_port}/metrics", timeout=10).text)
+                found = samples(requests.get(f"http://127.0.0.1:{head.metrics_port}/metrics", timeout=60).text)
             driver.stdin.close()
     assert found[whole] == 16
     assert found[f'raycurate_tokens_total{{{tags},stage="embed"}}'] == 1560

@@ -12,7 +12,7 @@ import pytest
 
 from raycurate.core.manifest import require_whole
 from tests.clusters import head_node
-from tests.processes import ROOT
+from tests.processes import PATIENCE_S, ROOT
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_submit_a_whole_recipe(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "raycurate.cli", "submit", "run", "-c", str(recipe)]
         command += ["--address", head.dashboard]
         env = {**os.environ, **head.env, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     assert "== dedup" in done.stdout
     counts = require_whole(str(tmp_path / "work/dedup")).counts

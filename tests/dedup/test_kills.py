@@ -98,11 +98,11 @@ def test_a_million_vectors_within_six_gigabytes(tmp_path: Path) -> None:
         write(tmp_path / f"in/{part}.parquet", rows, first=part * 100_000)
     process = start(*kmeans(tmp_path, "clusters", "n_clusters=500", "max_iter=20"))
     memory = MemoryOf(process.pid)
-    finish(process, timeout=900)
+    finish(process)
     clustering = memory.peak
     process = start("dedup", f"input={tmp_path / 'clusters'}", f"output={tmp_path / 'out'}", "eps=0.05")
     memory = MemoryOf(process.pid)
-    said = finish(process, timeout=900)
+    said = finish(process)
     print(f"\npeak memory: kmeans {clustering / 2**30:.2f} GiB, dedup {memory.peak / 2**30:.2f} GiB\n{said}")
     assert max(clustering, memory.peak) < 6e9
     kept = 1_000_000 - len(table_of(tmp_path / "out", "duplicates"))

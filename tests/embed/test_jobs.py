@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.clusters import head_node
+from tests.processes import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +31,7 @@ def test_submit_embed(tmp_path: Path) -> None:
             command = [sys.executable, "-m", "raycurate.cli", "submit", "embed", "-c", str(recipe), *arguments]
             command += ["--address", head.dashboard]
             env = {**os.environ, **head.env, "PYTHONPATH": str(ROOT)}
-            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=180)
+            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
 
         good = submit()
         assert good.returncode == 0, good.stdout + good.stderr

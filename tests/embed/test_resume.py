@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.embed.hashing import hash_vector
+from tests.processes import PATIENCE_S
 
 ROWS = 1_200
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +67,7 @@ def start(config: dict[str, Any], cpus: int = 2) -> subprocess.Popen[str]:
 
 def finish(config: dict[str, Any]) -> str:
     process = start(config)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
     return output
 
@@ -76,10 +77,10 @@ def staged(output: Path) -> int:
 
 
 def wait_for_staged(process: subprocess.Popen[str], output: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while staged(output) < count:
         assert process.poll() is None, f"the run ended before it was killed:\n{process.communicate()[0]}"
-        assert time.monotonic() < deadline, f"{staged(output)} staging files after two minutes"
+        assert time.monotonic() < deadline, f"{staged(output)} staging files"
         time.sleep(0.02)
 
 
@@ -164,7 +165,7 @@ def test_every_worker_process_killed_once(corpus: Path, tmp_path: Path) -> None:
     for child in psutil.Process(process.pid).children(recursive=True):
         if child.name().startswith("ray::"):
             child.kill()
-    said, _ = process.communicate(timeout=240)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     if process.returncode != 0:  # Ray may give a run up when all its workers die at once; the next one goes on
         said = finish(options(corpus, output, tmp_path))
     check_output(output)
@@ -177,7 +178,7 @@ def test_killed_while_finalising(corpus: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     config = options(corpus, output, tmp_path)
     process = start(config)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE_S
     while not list(output.glob("embeddings-*.parquet")) and not (output / "_manifest.json").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)

@@ -13,6 +13,7 @@ import pytest
 from raycurate.core import storage
 from raycurate.core.manifest import require_whole
 from tests.embed.test_resume import finish, start
+from tests.processes import PATIENCE_S
 
 
 @pytest.mark.slow
@@ -28,7 +29,7 @@ def test_embed_on_s3_goes_on_after_a_kill(s3: str, tmp_path: Path) -> None:
         "block_bytes": 2_500,
     }
     process = start(config)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while not storage.exists(f"{s3}/embed/out/_staging") or len(storage.list_files(f"{s3}/embed/out/_staging")) < 3:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.1)

@@ -18,6 +18,7 @@ from raycurate.encoders.options import EncoderOptions
 from tests.conftest import SHARED_DATA
 from tests.encoders.parity import least_cosine, texts
 from tests.encoders.tiny import TEXTS, save_llama
+from tests.processes import PATIENCE_S
 
 HERE = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not HERE, reason="vLLM is not installed in this environment")
@@ -55,7 +56,11 @@ def run_vllm(tmp_path: Path, inputs: list[str], **options) -> tuple[list[np.ndar
     (tmp_path / "child.py").write_text(CHILD)
     job = {"options": {"engine": "vllm", **options}, "texts": inputs, "out": str(tmp_path / "rows.npz")}
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "child.py")], input=json.dumps(job), capture_output=True, text=True, timeout=400
+        [sys.executable, str(tmp_path / "child.py")],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"tokens"')]
     assert lines, done.stderr[-3000:]

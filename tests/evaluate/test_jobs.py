@@ -14,7 +14,7 @@ from raycurate.core.manifest import require_whole
 from raycurate.evaluate.result import EvalResult
 from tests.clusters import head_node
 from tests.evaluate.test_stage import write_set
-from tests.processes import ROOT, finish, start, wait_until
+from tests.processes import PATIENCE_S, ROOT, finish, start, wait_until
 
 HASHED = ["encoder.engine=tests.embed.hashing:HashEncoder", "encoder.concurrency=1"]
 
@@ -30,7 +30,7 @@ def test_submit_an_evaluation(tmp_path: Path) -> None:
             command = [ray, "job", "submit", "--address", head.dashboard, "--", sys.executable]
             command += [str(ROOT / "jobs/eval.py"), f"input={beir}", f"output={tmp_path / 'eval'}", *HASHED, *arguments]
             env = {**os.environ, **head.env, "PYTHONPATH": str(ROOT)}
-            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
+            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
         first = submit("model=hash")
         assert first.returncode == 0, first.stdout + first.stderr

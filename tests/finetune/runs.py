@@ -46,7 +46,7 @@ def small_recipe(folder: Path) -> dict[str, Any]:
         "checkpoint_every_steps": 20,
         "num_workers": 2,
         "actors": {"num_cpus": 0.5},
-        "timeout_minutes": 1,
+        "timeout_minutes": 10,
         "data_cache": str(folder / "cache"),
     }
 

@@ -21,6 +21,7 @@ from raycurate.finetune.passages import PassageOptions, choose_passages
 from raycurate.finetune.prepared import Prepared
 from tests.encoders.tiny import save_roberta
 from tests.finetune.training_sets import prepared_for, random_data, write_set
+from tests.processes import PATIENCE_S
 
 PLACE = Place(epoch=0, step=0, micro_step=0, last=True, questions=2)
 
@@ -306,7 +307,7 @@ def test_batches_are_made_ahead_and_errors_arrive_in_their_place():
 
     stream = prefetch(items(), 3)
     assert next(stream) == 0
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while len(made) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.1)
@@ -318,7 +319,7 @@ def test_batches_are_made_ahead_and_errors_arrive_in_their_place():
     stream = prefetch(items(), 2)
     next(stream)
     stream.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while any(t.name == "raycurate-batches" for t in threading.enumerate()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(t.name == "raycurate-batches" for t in threading.enumerate())

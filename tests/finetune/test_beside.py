@@ -26,6 +26,7 @@ from raycurate.finetune.writing import Maker, Saved, together
 from tests.finetune.families import save_family
 from tests.finetune.training_sets import prepared_for, random_data
 from tests.finetune.trainings import Case, Diary, in_two_ranks, one_thread, run
+from tests.processes import PATIENCE_S
 
 EVERY_STEP = {"max_steps": 4, "checkpoint_every_steps": 1}
 
@@ -174,7 +175,7 @@ def test_work_is_done_one_after_the_other_and_waited_for() -> None:
     beside, may_end, done = Beside(), threading.Event(), list[int]()
 
     def slowly() -> None:
-        may_end.wait(10)
+        may_end.wait(PATIENCE_S)
         done.append(1)
 
     beside.start(slowly)

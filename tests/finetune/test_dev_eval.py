@@ -20,6 +20,7 @@ from raycurate.evaluate.metrics import evaluate_hits
 from raycurate.finetune.checkpoints import CONSOLIDATED
 from raycurate.finetune.dev_eval import DevOptions, checkpoint_uri, evaluate_dev, read_dev
 from tests.encoders.tiny import WORDS
+from tests.processes import PATIENCE_S
 
 HASHED: dict[str, Any] = {"engine": "tests.embed.hashing:HashEncoder", "concurrency": 1}
 SMALL = {"dev_ndcg10": 1 / math.log2(3), "dev_recall10": 1.0, "dev_recall100": 1.0, "dev_mrr10": 0.5}
@@ -100,7 +101,7 @@ def test_hand_worked_scores_of_a_checkpoint_that_ray_train_validates(small: str,
 
     folder = tmp_path / "epoch_0_step_1"
     (folder / CONSOLIDATED).mkdir(parents=True)
-    told = ValidationTaskConfig(asdict(DevOptions(small, str(tmp_path / "work"), HASHED)), timeout_s=300)
+    told = ValidationTaskConfig(asdict(DevOptions(small, str(tmp_path / "work"), HASHED)), timeout_s=PATIENCE_S)
     trainer = DataParallelTrainer(
         report_one,
         train_loop_config={"folder": str(folder)},

@@ -14,7 +14,7 @@ import yaml
 from raycurate.core.manifest import require_whole
 from tests.clusters import head_node
 from tests.finetune.runs import losses, small_recipe
-from tests.processes import ROOT
+from tests.processes import PATIENCE_S, ROOT
 
 
 @pytest.mark.slow
@@ -30,7 +30,7 @@ def test_submit_a_training(tmp_path: Path) -> None:
             command = [ray, "job", "submit", "--address", head.dashboard, "--"]
             command += [sys.executable, str(ROOT / "jobs/finetune.py"), "-c", str(recipe), *arguments]
             env = {**os.environ, **head.env, "PYTHONPATH": str(ROOT)}
-            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
+            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
         first = submit()
         assert first.returncode == 0, first.stdout + first.stderr

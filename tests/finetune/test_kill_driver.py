@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.finetune.runs import STEPS, losses, small_recipe
-from tests.processes import finish, start, tree, wait_until
+from tests.processes import PATIENCE_S, finish, start, tree, wait_until
 
 
 @pytest.mark.slow
@@ -35,7 +35,7 @@ def test_the_same_command_goes_on(tmp_path: Path, how: str, workers: int) -> Non
     wait_until(lambda: log.exists() and '"step": 33,' in log.read_text(), process, "step 33")
     if how == "stopped":
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 130 and "give the same command again to go on" in said, said
     else:
         for pid in list(tree(process.pid)):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.finetune.preemption import STEPS
-from tests.processes import ROOT
+from tests.processes import PATIENCE_S, ROOT
 
 
 @pytest.mark.slow
@@ -19,7 +19,7 @@ def test_a_checkpoint_is_made_before_the_node_goes(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": str(ROOT), "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
     command = [sys.executable, "-m", "tests.finetune.preemption", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("SAID "))[5:])

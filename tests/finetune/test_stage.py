@@ -19,7 +19,7 @@ from raycurate.finetune.checkpoints import CheckpointStore
 from raycurate.finetune.stage import FinetuneResult, begin, describe_plan, run, stage_key, state
 from tests.encoders.tiny import TEXTS, WORDS
 from tests.finetune.runs import STEPS, config_of, losses, small_recipe
-from tests.processes import title, tree
+from tests.processes import PATIENCE_S, title, tree
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_the_second_run_does_nothing(trained: FinetuneResult, recipe: dict[str, 
 
 def _kill_a_worker(output: Path, after_step: int, killed: list[int]) -> None:
     """Kill one of the training workers once the log has come to a step."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and not killed:
         log = output / "train.jsonl"
         if log.exists() and f'"step": {after_step},' in log.read_text():
@@ -105,7 +105,7 @@ def test_checkpoints_out_of_turn_are_gone_on_from(
     output, before = tmp_path / "out", list[str]()
 
     def disturb() -> None:
-        store, deadline = CheckpointStore(str(output / "checkpoints")), time.monotonic() + 120
+        store, deadline = CheckpointStore(str(output / "checkpoints")), time.monotonic() + PATIENCE_S
         while (made := store.latest()) is None or made.step < 5:
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -31,6 +31,7 @@ from raycurate.finetune.tokens import (
 )
 from tests.encoders.tiny import save_llama, save_roberta
 from tests.finetune.training_sets import prepared_for, random_data, sentence, write_set
+from tests.processes import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +103,7 @@ def test_two_processes_read_the_same_mapped_tokens(roberta, tmp_path):
         subprocess.Popen([sys.executable, "-c", program, made.folder], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    assert [run.communicate(timeout=60)[0].strip() for run in runs] == [expected] * 2
+    assert [run.communicate(timeout=PATIENCE_S)[0].strip() for run in runs] == [expected] * 2
 
 
 def test_the_same_data_are_tokenised_once_and_any_change_anew(roberta, tmp_path, monkeypatch):
