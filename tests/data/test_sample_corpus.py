@@ -90,3 +90,15 @@ def test_a_missing_package_is_named_and_nothing_is_written(tmp_path):
     with pytest.raises(InputError, match="no-such-package-xyz"):
         build_sample_corpus(str(tmp_path / "a"), ["requests", "no-such-package-xyz"])
     assert not (tmp_path / "a").exists()
+
+
+def test_whole_packages_up_to_a_number_of_documents(tmp_path):
+    names = ["tqdm", "requests", "fsspec"]
+    counts = build_sample_corpus(str(tmp_path / "all"), names).packages
+    two = counts["tqdm"] + counts["requests"]
+    for most, fitting in ((sum(counts.values()), names), (sum(counts.values()) - 1, names[:2]), (two, names[:2])):
+        corpus = build_sample_corpus(str(tmp_path / str(most)), names, most)
+        assert list(corpus.packages) == sorted(fitting)
+        assert corpus.packages == {name: counts[name] for name in fitting}
+    with pytest.raises(InputError, match="'tqdm', the first package, has more than max_documents=5"):
+        build_sample_corpus(str(tmp_path / "none"), names, 5)

@@ -81,10 +81,10 @@ def test_a_tokenizer_written_in_python_is_used_as_it_is(minilm, monkeypatch):
 )
 def test_very_long_texts_give_the_tokens_of_the_whole(minilm, text):
     tokenizer = tokenizer_for(minilm)
-    started = time.monotonic()
+    started = time.process_time()
     tokens, truncated = tokenizer(["before", text, "after"])
-    seconds = time.monotonic() - started
+    seconds = time.process_time() - started  # of the processor: other work does not count
     whole = tokenizer._fast.encode(text)
     assert tokens[1].tolist() == whole.ids
     assert truncated.tolist() == [False, bool(whole.overflowing), False]
-    assert seconds < 30
+    assert seconds < 300  # where the time grows with the square of the length it is hours
