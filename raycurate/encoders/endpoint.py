@@ -288,7 +288,7 @@ def _vectors_in_order(answer: Any, count: int, *, where: str) -> list[np.ndarray
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise InputError(f"it gave no list of embeddings but {_shown(answer)}", where=where)
     indices = [item.get("index") for item in items]
-    if not all(type(index) is int for index in indices) or sorted(indices) != list(range(count)):  # type: ignore[type-var]
+    if not all(type(index) is int for index in indices) or sorted(indices) != list(range(count)):
         raise InputError(f"for {count} texts it gave the indices {_shown(indices)}", where=where)
     vectors: dict[int, np.ndarray] = {}
     for item in items:
