@@ -61,7 +61,8 @@ class _Parser(argparse.ArgumentParser):
         wrong = re.match(r"argument COMMAND: invalid choice: '([^']*)'", message)
         if wrong is None:
             raise ConfigError(message, where="command line", fix=f"`{self.prog} --help` shows how")
-        close = nearest(wrong[1], [*STAGES, "run", "info", "verify", "rethreshold", "report", "submit"])
+        others = ["run", "info", "verify", "rethreshold", "report", "submit", "import-config"]
+        close = nearest(wrong[1], [*STAGES, *others])
         fix = f"Did you mean `raycurate {close}`?" if close else "`raycurate --help` lists them"
         raise ConfigError(f"there is no command '{wrong[1]}'", where="command line", fix=fix)
 
@@ -111,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     again.set_defaults(command="rethreshold")
     _add_report(commands)
     _add_submit(commands)
+    _add_import_config(commands)
     return parser
 
 
@@ -139,6 +141,14 @@ def _add_submit(commands: Any) -> None:
     submit.add_argument("--python", help="interpreter of the job's entrypoint on the cluster")
     submit.add_argument("--shared-path", action="append", default=[], metavar="PREFIX", help="a mount every node has")
     submit.set_defaults(command="submit")
+
+
+def _add_import_config(commands: Any) -> None:
+    purpose = "make a recipe from files of NeMo AutoModel, the nemotron embed recipe or NeMo Curator"
+    importing = commands.add_parser("import-config", help=purpose, description=purpose)
+    importing.add_argument("files", nargs="+", metavar="FILE", help="YAML, JSON, or Python that calls Curator")
+    importing.add_argument("--out", metavar="RECIPE", help="where to write the recipe (default: it is printed)")
+    importing.set_defaults(command="import_config")
 
 
 class _StageHelp(argparse.Action):

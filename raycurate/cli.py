@@ -263,6 +263,20 @@ def _submit(options: argparse.Namespace) -> int:
     return 0 if result.ok else 1
 
 
+def _import_config(options: argparse.Namespace) -> int:
+    from raycurate.import_config import import_config
+
+    recipe = import_config(options.files)
+    if options.out is None:
+        say(recipe.text.rstrip("\n"))
+    else:
+        recipe.write(options.out)
+        say(f"{options.out}: {recipe.summary()}; see its comments")
+    if recipe.problem:
+        raise ConfigError(f"it cannot be used as it stands: {recipe.problem}", where=options.out or "the recipe above")
+    return 0
+
+
 def _list_commands(_: argparse.Namespace) -> int:
     say(help_text())
     return 0
@@ -277,6 +291,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": _report,
     "rethreshold": _rethreshold,
     "submit": _submit,
+    "import_config": _import_config,
 }
 
 
