@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from raycurate.core.errors import nearest
+from raycurate.core.other_names import called_here
 from raycurate.core.redaction import redact
 from raycurate.core.typed_text import members, models_in, phrase, type_at
 
@@ -96,10 +97,15 @@ def _known_at(model: type[BaseModel], parts: list[str]) -> list[str]:
 
 
 def unknown_key(key: str, known: Iterable[str], sections: Sequence[str] = ()) -> str:
-    """The sentence for an unknown key: the sections that know it, else the nearest known one, else a few like it."""
+    """The sentence for an unknown key: the sections that know it, else what an option of that name of another tool is
+    called here, else the nearest known one, else a few like it."""
     names = list(known)
     if sections:
         return f"unknown key '{key}'; it belongs to the section {' or '.join(sections)}"
+    path, _, name = key.rpartition(".")
+    there = called_here(name, [known.removeprefix(f"{path}.") for known in names])
+    if there:
+        return f"unknown key '{key}'; {there}"
     close = nearest(key, names)
     if close:
         return f"unknown key '{key}'; did you mean '{close}'?"
