@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from raycurate.arguments import help_text, parse
@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_usable()
     try:
         options = parse(arguments)
-        code = _COMMANDS[options.command](options)
+        with ExitStack() as options.until_the_end:
+            code = _COMMANDS[options.command](options)
         return EXIT_READER_LEFT if reader_left() else code
     except Exception as error:
         if reader_left():
@@ -85,8 +86,11 @@ def _recipe(options: argparse.Namespace, stage: str | None = None) -> Any:
 
 
 def _connect(options: argparse.Namespace, configs: Iterable[Any] = ()) -> Any:
-    """Connect to Ray. Engines of the user's own that `configs` name are looked for in the current folder too, last."""
-    from raycurate.core.connect import connect
+    """Connect to Ray, which from then on speaks to a log file. Engines of the user's own that `configs` name are looked
+    for in the current folder too, last."""
+    from raycurate.core.connect import connect, in_job
+    from raycurate.core.observe import get_logger
+    from raycurate.core.quiet import quiet
 
     environment: dict[str, str] = {}
     engines = [name for config in configs for name in _own_engines(config.redacted())]
@@ -97,6 +101,10 @@ def _connect(options: argparse.Namespace, configs: Iterable[Any] = ()) -> Any:
         os.environ.update(environment)
         for name in engines:
             custom_engine(name)  # before Ray is started, which takes seconds
+    if not in_job():  # a job's log is where everything belongs
+        path = options.until_the_end.enter_context(quiet(verbose=getattr(options, "verbose", False)))
+        if path is not None:
+            get_logger("raycurate").info("what Ray and other libraries say goes to %s", path)
     return connect(options.address, environment=environment)
 
 

@@ -173,8 +173,9 @@ def data_context(ds: Dataset | None, *, block_bytes: int | None = None, verbose:
     context = ds.context if ds is not None else DataContext.get_current().copy()
     if block_bytes is not None:
         context.target_max_block_size = block_bytes
-    # Bars on a terminal; anywhere else Ray Data writes plain lines by itself.
-    context.enable_rich_progress_bars = sys.stdout.isatty()
+    # Progress is shown by core/watch.py: Ray Data's own bars know no total, rate or rejects.
+    context.enable_progress_bars = verbose
+    context.enable_rich_progress_bars = verbose
     context.execution_options.preserve_order = False
     context.execution_options.verbose_progress = verbose
     context.enable_auto_log_stats = verbose

@@ -8,6 +8,7 @@ beside Ray's own (Prometheus adds the prefix `ray_`), and what runs without Ray 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from raycurate.core.quiet import PROGRESS_SECONDS, progress_stream
 from raycurate.core.redaction import hide_credentials
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -62,7 +64,8 @@ class Progress:
         label: what is being done.
         total: how many units there are, None when that is not known.
         unit: what is counted, singular.
-        every_s: seconds between two lines where there is no terminal.
+        done: units that were done before, which the rate does not count.
+        every_s: seconds between two lines where there is no terminal; RAYCURATE_PROGRESS_SECONDS, else 30, by default.
         stream: where it is written; stderr by default.
     """
 
@@ -72,15 +75,17 @@ class Progress:
         total: int | None = None,
         *,
         unit: str = "row",
-        every_s: float = 10.0,
+        done: int = 0,
+        every_s: float | None = None,
         stream: TextIO | None = None,
     ) -> None:
         self.label = label
         self.total = total
         self.unit = unit
-        self.done = 0
-        self._every_s = every_s
-        self._stream = stream or sys.stderr
+        self.done = self._before = done
+        self._note = ""
+        self._every_s = float(os.environ.get(PROGRESS_SECONDS, "30")) if every_s is None else every_s
+        self._stream = progress_stream(stream or sys.stderr)
         self._started = self._said = time.monotonic()
         self._lock = threading.Lock()
         self._closed = False
@@ -88,13 +93,29 @@ class Progress:
         if self._stream.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=label, unit=f" {unit}", file=self._stream, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total,
+                initial=done,
+                desc=label,
+                unit=f" {unit}",
+                file=self._stream,
+                dynamic_ncols=True,
+            )
 
-    def update(self, count: int = 1) -> None:
-        """Count `count` more units; may be called from several threads."""
+    def update(self, count: int = 1, *, total: int | None = None, note: str | None = None) -> None:
+        """Count `count` more units; may be called from several threads.
+
+        Args:
+            total: how many there are, when that is known by now.
+            note: what is said beside the numbers from now on.
+        """
         with self._lock:
             self.done += count
+            self._note = self._note if note is None else note
+            self.total = total or self.total
             if self._bar is not None:
+                self._bar.total = self.total
+                self._bar.set_postfix_str(self._note, refresh=False)
                 self._bar.update(count)
             elif time.monotonic() - self._said >= self._every_s:
                 self._say()
@@ -107,17 +128,19 @@ class Progress:
             self._closed = True
             if self._bar is not None:
                 self._bar.close()
-            elif self.done:
+            elif self.done > self._before:
                 self._say()
 
     def _say(self) -> None:
         self._said = time.monotonic()
         elapsed = self._said - self._started
-        rate = self.done / elapsed if elapsed > 0 else 0.0
+        rate = (self.done - self._before) / elapsed if elapsed > 0 else 0.0
         of = f"/{self.total:,}" if self.total is not None else ""
         line = f"{self.label}: {self.done:,}{of} {self.unit}s, {rate:,.1f}/s, {elapsed:.0f} s"
         if self.total is not None and rate > 0 and self.done < self.total:
             line += f", {(self.total - self.done) / rate:.0f} s to go"
+        if self._note:
+            line += f", {self._note}"
         self._stream.write(line + "\n")
         self._stream.flush()
 

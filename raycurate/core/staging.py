@@ -120,9 +120,9 @@ class StagingSink(Datasink[Written]):
             table = table.select([name for name in self.columns if name in table.column_names])
         # A retried write task has the same index, so it replaces its own file.
         path = storage.join(self.folder, f"{self.attempt}-{ctx.task_idx:08d}.parquet")
-        statistics, group_rows = [ROW_KEY], None
+        statistics, group_rows = [ROW_KEY, REJECT_REASON], None
         if self.sorted_by is not None:
-            statistics, group_rows = [ROW_KEY, self.sorted_by], _SORTED_GROUP_ROWS
+            statistics, group_rows = [*statistics, self.sorted_by], _SORTED_GROUP_ROWS
         with storage.open_output(path) as stream:
             pq.write_table(table, stream, compression="zstd", write_statistics=statistics, row_group_size=group_rows)
         self._count_rejects(table)

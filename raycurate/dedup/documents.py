@@ -15,10 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycurate.core import storage
-from raycurate.core.cluster import capacity, data_context, remote_task, user_error
+from raycurate.core.cluster import capacity, data_context, remote_task
 from raycurate.core.errors import RaycurateError
 from raycurate.core.finalise import Finalised, Layout, finalise
 from raycurate.core.staging import REJECT_REASON, ROW_KEY, StagingSink, committed_ref
+from raycurate.core.watch import write_staged
+from raycurate.data.counting import count_documents
 from raycurate.data.documents import DocumentsOptions, Listing, read_documents
 from raycurate.dedup.clusters import contains
 from raycurate.dedup.ranking import hashed
@@ -70,12 +72,8 @@ def write_documents(
         num_cpus=task_cpus,
     ).map_batches(Remove(removed), batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=task_cpus)
     data_context(dataset)
-    storage.make_dir(staging)
-    try:
-        dataset.write_datasink(StagingSink(staging, name="Documents"), ray_remote_args={"num_cpus": task_cpus})
-    except Exception as error:
-        found = user_error(error)
-        raise found if found is not None else error from error
+    sink = StagingSink(staging, name="Documents")
+    write_staged(dataset, sink, label="documents", num_cpus=task_cpus, total=lambda: count_documents(listing))
     schema = _schema(staging)
     if schema is None:
         raise RaycurateError("every document was removed", where=output)

@@ -235,8 +235,10 @@ def _index(store: str) -> _Index:
 
 def _stream(plan: EmbedPlan, folder: str, store: str) -> None:
     """Embed the texts that were put down in `folder` into the store."""
-    from raycurate.core.cluster import data_context, user_error
-    from raycurate.data.documents import read_documents
+    from raycurate.core.cluster import data_context
+    from raycurate.core.watch import write_staged
+    from raycurate.data.counting import count_documents
+    from raycurate.data.documents import list_documents, read_documents
     from raycurate.embed.transform import add_operators, fetch_on_every_node
 
     config = plan.config.model_copy(
@@ -246,14 +248,10 @@ def _stream(plan: EmbedPlan, folder: str, store: str) -> None:
     fetch_on_every_node(plan)
     dataset = add_operators(read_documents(config, num_cpus=plan.task_cpus), plan)
     data_context(dataset, block_bytes=2 * plan.block_bytes)
-    storage.make_dir(store)
     columns = [ROW_KEY, "id", REJECT_REASON, "reject_detail", _VECTOR]
     sink = StagingSink(store, name="Vectors", columns=columns)
-    try:
-        dataset.write_datasink(sink, ray_remote_args={"num_cpus": plan.task_cpus})
-    except Exception as error:
-        found = user_error(error)
-        raise found if found is not None else error from error
+    total = count_documents(list_documents(config))
+    write_staged(dataset, sink, label="embed", unit="text", num_cpus=plan.task_cpus, total=total, resumes=False)
 
 
 @dataclass(frozen=True)

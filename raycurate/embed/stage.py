@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raycurate.core import storage
-from raycurate.core.cluster import user_error
 from raycurate.core.errors import InputError
 from raycurate.core.finalise import Finalised, Layout, finalise
 from raycurate.core.manifest import (
@@ -201,6 +200,8 @@ def _stream(plan: EmbedPlan, listing: Listing, staging: str) -> _Attempt:
     import ray
 
     from raycurate.core.cluster import data_context
+    from raycurate.core.watch import write_staged
+    from raycurate.data.counting import count_documents
     from raycurate.data.documents import read_documents
 
     config = plan.config
@@ -222,13 +223,8 @@ def _stream(plan: EmbedPlan, listing: Listing, staging: str) -> _Attempt:
     dataset = add_operators(dataset, plan)
     data_context(dataset, block_bytes=2 * plan.block_bytes)
     sink = StagingSink(staging, counter, name="Embeddings")
-    storage.make_dir(staging)
     started = time.perf_counter()
-    try:
-        dataset.write_datasink(sink, ray_remote_args={"num_cpus": plan.task_cpus})
-    except Exception as error:
-        found = user_error(error)
-        raise found if found is not None else error from error
+    write_staged(dataset, sink, label="embed", num_cpus=plan.task_cpus, total=lambda: count_documents(listing))
     seconds = sum(w.ended - w.started for w in sink.written)
     return _Attempt(
         rows, time.perf_counter() - started, seconds, steady_rows_per_second(sink.written, parallel=plan.max_actors)

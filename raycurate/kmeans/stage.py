@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from raycurate.core import storage
-from raycurate.core.cluster import capacity, data_context, require_ray, user_error
+from raycurate.core.cluster import capacity, data_context, require_ray
 from raycurate.core.contract import SCHEMA_KEY, EmbeddingContract
 from raycurate.core.errors import ConfigError, InputError
 from raycurate.core.finalise import Finalised
@@ -32,6 +32,7 @@ from raycurate.core.manifest import (
 )
 from raycurate.core.observe import Clock, get_logger
 from raycurate.core.staging import RejectCounter, StagingSink, committed_ref, staging_folder
+from raycurate.core.watch import write_staged
 from raycurate.kmeans.assignment import CENTROID, COSINE, L2, Assign, VectorsDatasource
 from raycurate.kmeans.centroids import CENTROIDS, Centres, given, keep, kept
 from raycurate.kmeans.config import ALGORITHM_VERSION, KMeansConfig
@@ -255,13 +256,8 @@ def _assign(plan: KMeansPlan, inputs: Embeddings, centres: Centres, staging: str
     else:
         dataset = dataset.map_batches(Assign(*arguments), num_cpus=plan.task_cpus, **options)
     data_context(dataset)
-    storage.make_dir(staging)
-    try:
-        sink = StagingSink(staging, counter, name="Clusters", sorted_by=CENTROID)
-        dataset.write_datasink(sink, ray_remote_args={"num_cpus": plan.task_cpus})
-    except Exception as error:
-        found = user_error(error)
-        raise found if found is not None else error from error
+    sink = StagingSink(staging, counter, name="Clusters", sorted_by=CENTROID)
+    write_staged(dataset, sink, label="assign", unit="row", num_cpus=plan.task_cpus, total=inputs.rows)
     return rows
 
 

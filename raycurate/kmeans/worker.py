@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from raycurate.core.observe import Progress
 from raycurate.kmeans.options import FitOptions
 from raycurate.kmeans.shards import Piece, read_piece
 
@@ -89,6 +90,7 @@ class KMeansWorker:
         self.parts: list[np.ndarray] = []
         self.numbers: list[np.ndarray] = []
         self._gauges: dict[str, Any] = {}
+        self._progress: Progress | None = None
 
     def ping(self) -> int:
         """This worker's process id."""
@@ -153,8 +155,12 @@ class KMeansWorker:
         parts = [part for part in self.parts if len(part)] or [np.empty((0, dimension), np.float32)]
         numbers = np.concatenate(self.numbers) if self.numbers else np.empty(0, np.int64)
         points = Points(parts, numbers, torch.device(options.device), options.max_samples_per_batch)
+        if self.rank == 0:
+            self._progress = Progress(f"kmeans (at most {options.max_iter})", unit="iteration")
         with self._leaving_when_it_fails():
             fitted = self.engine.fit(points, options, lambda done: self._tell(done, options.engine))
+        if self._progress is not None:
+            self._progress.close()
         self.engine.leave(failed=False)
         return fitted
 
@@ -170,7 +176,9 @@ class KMeansWorker:
         """Log an iteration, and show it at Ray's metrics endpoint; rank 0 speaks for all."""
         if self.rank != 0:
             return
-        log.info("kmeans: iteration %d, inertia %.6g, shift %.3g", done.number, done.inertia, done.shift)
+        log.debug("kmeans: iteration %d, inertia %.6g, shift %.3g", done.number, done.inertia, done.shift)
+        if self._progress is not None:
+            self._progress.update(1, note=f"inertia {done.inertia:.6g}")
         values = {"iteration": float(done.number), "inertia": done.inertia}
         for name, gauge in self._gauges.items():
             gauge.set(values[name], tags={"stage": "kmeans", "engine": engine})
