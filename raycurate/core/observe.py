@@ -99,7 +99,8 @@ class Progress:
                 desc=label,
                 unit=f" {unit}",
                 file=self._stream,
-                dynamic_ncols=True,
+                dynamic_ncols=_width_is_known(self._stream),
+                ncols=None if _width_is_known(self._stream) else 100,
             )
 
     def update(self, count: int = 1, *, total: int | None = None, note: str | None = None) -> None:
@@ -149,6 +150,14 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def _width_is_known(stream: TextIO) -> bool:
+    """Whether a terminal says how wide it is; one that a program made may not, and a bar would be of no width."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 class Clock:
