@@ -17,9 +17,11 @@ from typing import Any
 from raycurate.arguments import help_text, parse
 from raycurate.core.errors import ConfigError, RaycurateError
 from raycurate.core.terminal import make_usable, reader_left, say
+from raycurate.core.termination import SigtermIsCtrlC
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 EXIT_READER_LEFT = 141  # as a program that SIGPIPE ended
 _MACHINE_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
@@ -28,12 +30,14 @@ _MACHINE_ERRORS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code (0 fine, 2 something the user can put right, 130 Ctrl-C)."""
+    """Run a command; returns the exit code (0 fine, 2 something the user can put right, 130 Ctrl-C, 143 SIGTERM)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     make_usable()
+    sigterm = SigtermIsCtrlC()
     try:
         options = parse(arguments)
-        with ExitStack() as options.until_the_end:
+        with sigterm, ExitStack() as options.until_the_end:
+            options.sigterm = sigterm
             code = _COMMANDS[options.command](options)
         return EXIT_READER_LEFT if reader_left() else code
     except Exception as error:
@@ -46,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("raycurate: stopped; give the same command again to go on from here", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return EXIT_TERMINATED if sigterm.came else EXIT_INTERRUPTED
     finally:
         reader_left()
 
@@ -105,7 +109,9 @@ def _connect(options: argparse.Namespace, configs: Iterable[Any] = ()) -> Any:
         path = options.until_the_end.enter_context(quiet(verbose=getattr(options, "verbose", False)))
         if path is not None:
             get_logger("raycurate").info("what Ray and other libraries say goes to %s", path)
-    return connect(options.address, environment=environment)
+    connected = connect(options.address, environment=environment)
+    options.sigterm.take()
+    return connected
 
 
 def _own_engines(values: Any, name: str = "") -> list[str]:
