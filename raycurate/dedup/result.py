@@ -123,7 +123,9 @@ class DedupResult:
         parts = ", ".join(
             f"{name} {timings[name]:.1f}" for name in ("pairwise", "decide", "documents") if name in timings
         )
-        lines += [f"seconds in {parts}; wall {timings['wall']:.1f}", f"output {self.output}"]
+        if not self.skipped:
+            lines.append(f"seconds in {parts}; wall {timings['wall']:.1f}")
+        lines.append(f"output {self.output}")
         shown = self.examples(SHOWN)
         if shown:
             lines.append("removed, nearest to the threshold (id, kept, cosine):")

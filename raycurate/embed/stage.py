@@ -70,6 +70,11 @@ class EmbedResult:
             f"documents {counts['documents']:,}  tokens {counts['tokens']:,}  truncated {counts['truncated']:,}",
             f"rejected  {rejected:,}" + (f"  ({reasons})" if reasons else ""),
             *([f"renamed   {renamed:,}  (their ids were taken; see _renamed/)"] if renamed else []),
+        ]
+        made = f"output {self.output}  ({len(self.manifest.files)} files)"
+        if self.skipped:  # the rates are of another day
+            return "\n".join([*lines, made]) + self.neighbours
+        lines += [
             f"worker seconds in {parts}",
             f"wall {timings['wall']:.1f} s, {stream:.1f} s of it streaming"
             + (f"; {counts['resumed_rows']:,} rows were there from an earlier attempt" if share < 1 else ""),
@@ -79,7 +84,7 @@ class EmbedResult:
         steady = timings["steady_rows_per_second"]
         if steady:
             lines.append(f"steady    {steady:,.1f} docs/s  {counts['tokens'] * steady / rows:,.0f} tokens/s")
-        return "\n".join([*lines, f"output {self.output}  ({len(self.manifest.files)} files)"]) + self.neighbours
+        return "\n".join([*lines, made]) + self.neighbours
 
 
 def stage_key(config: EmbedConfig, listing: Listing, contract: EmbeddingContract) -> StageKey:

@@ -65,7 +65,7 @@ class FinetuneResult:
                 f"trained   {_counted(counts['steps'], 'step')}, {_counted(counts['epochs'], 'epoch')}{early}, "
                 f"{_counted(counts['workers'], 'worker')}",
                 f"best      {settings['best']} ({by}): {metrics or 'nothing was measured'}",
-                f"seconds   {seconds}",
+                *([] if self.skipped else [f"seconds   {seconds}"]),
                 *_table(self.base_metrics, self.metrics),
                 f"model     {self.best}",
             ]

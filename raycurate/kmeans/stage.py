@@ -66,7 +66,7 @@ class KMeansResult:
             f"rejected  {sum(self.manifest.rejects.values()):,}" + (f"  ({reasons})" if reasons else ""),
             f"inertia   {settings['inertia']:.6g} ({settings['inertia'] / max(counts['rows'], 1):.4f} a row), "
             f"{counts['iterations']:,} iterations",
-            f"seconds in {parts}; wall {timings['wall']:.1f}",
+            *([] if self.skipped else [f"seconds in {parts}; wall {timings['wall']:.1f}"]),
             f"output {self.output}  ({len(self.manifest.files):,} files)",
         ]
         return "\n".join(lines)

@@ -57,7 +57,9 @@ class MineResult:
             f"{name.replace('_', ' ')}: {settings[name]}" for name in settings if name.startswith("approximate_r")
         ]
         seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.manifest.timings.items())
-        return "\n".join([*lines, f"seconds   {seconds}", f"output {self.output}  ({len(self.manifest.files)} files)"])
+        if not self.skipped:
+            lines.append(f"seconds   {seconds}")
+        return "\n".join([*lines, f"output {self.output}  ({len(self.manifest.files)} files)"])
 
 
 def mining_lines(counts: dict[str, int], scores: dict[str, Any]) -> list[str]:

@@ -51,7 +51,9 @@ class PrepResult:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in settings["dev"].items())
             lines.append(f"nDCG@10 on the validation questions, before training: {shown}")
         seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.manifest.timings.items())
-        return "\n".join([*lines, f"seconds   {seconds}", f"output {self.output}  ({len(self.manifest.files)} files)"])
+        if not self.skipped:
+            lines.append(f"seconds   {seconds}")
+        return "\n".join([*lines, f"output {self.output}  ({len(self.manifest.files)} files)"])
 
 
 def stage_key(config: PrepConfig) -> StageKey:
