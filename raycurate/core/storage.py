@@ -8,6 +8,7 @@ folder, which no object store can do atomically.
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import re
@@ -24,6 +25,7 @@ from pyarrow import fs as pafs
 from raycurate.core.errors import ConfigError, InputError, MissingDependencyError, RaycurateError, nearest
 
 _TEMPORARY = ".tmp-"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NAMES_SHOWN = 10  # of a folder, in an error
 
 
@@ -77,7 +79,8 @@ def join(base: str, *parts: str) -> str:
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem that holds `path`, and the path as that filesystem names it.
 
-    Credentials and endpoints come from the environment as each cloud's own tools read them
+    Credentials and endpoints are those that the run was given for the path (core/access.py), else they come from the
+    environment as each cloud's own tools read them
     (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN, ...).
 
     Raises:
@@ -87,6 +90,11 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     scheme = scheme_of(path)
     if scheme in ("file", "local"):
         return pafs.LocalFileSystem(), normalise(path)
+    from raycurate.core.access import filesystem_with, options_for
+
+    options = options_for(path)
+    if options is not None:
+        return filesystem_with(path, options)
     if scheme == "s3":
         return _s3(path)
     if scheme in ("gs", "gcs"):
@@ -314,9 +322,15 @@ def open_output(path: str) -> Iterator[pa.NativeFile]:
         finally:
             os.close(descriptor)
         os.replace(temporary, inner)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(temporary):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise RaycurateError(
+                f"the disk is full ({os.strerror(error.errno)})",
+                where=parent,
+                fix="Make room there, or write to another disk; what is whole is kept, and the same command goes on",
+            ) from error
         raise
 
 
