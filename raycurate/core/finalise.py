@@ -32,7 +32,6 @@ from raycurate.core.repeated_ids import (
 from raycurate.core.staging import REJECT_REASON, ROW_KEY
 
 TARGET_BYTES = 256 * 1024 * 1024
-DUPLICATE_ID = "duplicate_id"
 REJECT_COLUMNS = ["id", "source", REJECT_REASON, "reject_detail"]
 RENAMED_COLUMNS = ["id", RENAMED_TO, "source", ROW_KEY]
 
@@ -80,6 +79,7 @@ class Layout:
         unique_id: the id column when the user chose the ids, so that they must be checked; else None.
         repeated_ids: what is done when they are not unique (core/repeated_ids.py).
         schema: of the output, where the staged files do not all have its columns; None when they do.
+        left_out: a reason whose rows are neither written nor counted as rejects.
     """
 
     name: str
@@ -88,6 +88,7 @@ class Layout:
     unique_id: str | None = None
     repeated_ids: RepeatedIds = "error"
     schema: pa.Schema | None = None
+    left_out: str | None = None
 
 
 def finalise(
@@ -110,7 +111,7 @@ def finalise(
         key=lambda f: (f.first_key, f.path),
     )
     groups = list(_groups(staged))
-    repeated = _repeated(staged, layout)
+    repeated = keys_to_rename(staged, layout.unique_id, layout.repeated_ids)
     rewrite = remote_task(_rewrite, name="Finalise", num_cpus=0.5)
     pending = [rewrite.remote(g, output, layout, number, repeated) for number, g in enumerate(groups)]
     total = Finalised()
@@ -126,21 +127,20 @@ def finalise(
     return total
 
 
-def _repeated(staged: list[StagedFile], layout: Layout) -> Any:
-    """Reference to the keys of the rows to rename."""
+def keys_to_rename(staged: list[StagedFile], id_column: str | None, repeated_ids: RepeatedIds) -> Any:
+    """Reference to the keys of the rows to rename; none where `id_column` is None.
+
+    Raises:
+        InputError: rows share an id and `repeated_ids` is "error".
+    """
     import ray
 
-    if layout.unique_id is None:
+    if id_column is None:
         return ray.put(np.empty(0, np.uint64))
-    keys = repeated_keys(staged, layout.unique_id, rejects_too=layout.repeated_ids == "rename")
-    if layout.repeated_ids == "error":
-        refuse_repeated(staged, keys, layout.unique_id)
+    keys = repeated_keys(staged, id_column, rejects_too=repeated_ids == "rename")
+    if repeated_ids == "error":
+        refuse_repeated(staged, keys, id_column)
     return keys
-
-
-def duplicate_ids(staged: list[StagedFile], id_column: str) -> Any:
-    """Reference to the sorted keys of good rows whose id an earlier good row has."""
-    return repeated_keys(staged, id_column, rejects_too=False)
 
 
 def scan_staging(entries: list[storage.FileEntry]) -> list[StagedFile]:
@@ -184,9 +184,13 @@ def _rewrite(group: list[StagedFile], output: str, layout: Layout, number: int, 
         for staged in group:
             filesystem, inner = storage.filesystem(staged.path)
             table = seen.drop(pq.read_table(inner, filesystem=filesystem))
+            if layout.left_out is not None:
+                reasons = table[REJECT_REASON].cast(pa.string()).fill_null("")
+                table = table.filter(pc.not_equal(reasons, layout.left_out))
             for column in (c for c in layout.sums if c in table.column_names):
                 result.sums[column] = result.sums.get(column, 0) + (pc.sum(table[column]).as_py() or 0)
-            table = _renamed(table, layout, repeated, renamed)
+            if layout.unique_id is not None:
+                table = tell_apart(table, layout.unique_id, repeated, renamed)
             good = pc.is_null(table[REJECT_REASON])
             bad = table.filter(pc.invert(good))
             for counted in bad[REJECT_REASON].value_counts().to_pylist():
@@ -202,14 +206,14 @@ def _rewrite(group: list[StagedFile], output: str, layout: Layout, number: int, 
     return result
 
 
-def _renamed(table: pa.Table, layout: Layout, repeated: np.ndarray, log: LazyText) -> pa.Table:
+def tell_apart(table: pa.Table, id_column: str, repeated: np.ndarray, log: LazyText) -> pa.Table:
     """`table` with its repeated ids told apart; what was renamed goes to `log`."""
-    if layout.unique_id is None or not len(repeated):
+    if not len(repeated):
         return table
-    renamed = rename_repeated(table, layout.unique_id, repeated)
+    renamed = rename_repeated(table, id_column, repeated)
     mask = pa.array(is_repeated(table, repeated))
-    names = renamed[layout.unique_id].filter(mask)
-    log.write(table.rename_columns({layout.unique_id: "id"}).filter(mask).append_column(RENAMED_TO, names))
+    names = renamed[id_column].filter(mask)
+    log.write(table.rename_columns({id_column: "id"}).filter(mask).append_column(RENAMED_TO, names))
     return renamed
 
 
@@ -221,18 +225,6 @@ def _conform(table: pa.Table, layout: Layout) -> pa.Table:
         if column.name not in table.column_names:
             table = table.append_column(column.name, pa.nulls(table.num_rows, column.type))
     return table.select(layout.columns).cast(layout.schema)
-
-
-def mark_duplicates(table: pa.Table, losers: np.ndarray) -> pa.Table:
-    """`table` with `duplicate_id` as the reason of the good rows among `losers`."""
-    is_loser = is_repeated(table, losers) & table[REJECT_REASON].is_null().to_numpy()
-    if not is_loser.any():
-        return table
-    mask = pa.array(is_loser)
-    reasons = pc.if_else(mask, DUPLICATE_ID, table[REJECT_REASON])
-    details = pc.if_else(mask, "an earlier row has the same id", table["reject_detail"])
-    table = table.set_column(table.schema.get_field_index(REJECT_REASON), REJECT_REASON, reasons)
-    return table.set_column(table.schema.get_field_index("reject_detail"), "reject_detail", details)
 
 
 class SeenKeys:

@@ -32,6 +32,11 @@ _FUSED_ROWS = 1 << 17  # rows of a block where no scores are written
 _MOST_OPEN = 8  # open centroids a point, on average, from which a product in the next precision is cheaper
 
 
+def first_dtype(k: int, *, rough: bool) -> torch.dtype:
+    """The precision of the first pass over k centroids: few do not repay one in bfloat16."""
+    return torch.bfloat16 if rough and k >= _GROUP else torch.float32
+
+
 @dataclass(frozen=True)
 class Centroids:
     """Centroids made ready for many blocks of points.
@@ -57,7 +62,7 @@ class Centroids:
         exact_KE = torch.empty(k, dim + 1, dtype=torch.float64, device=centres_KD.device)
         exact_KE[:, :-1] = centres_KD
         exact_KE[:, -1] = exact_KE[:, :-1].square().sum(1).div(-2)
-        dtype = torch.bfloat16 if rough and k >= _GROUP else torch.float32
+        dtype = first_dtype(k, rough=rough)
         first_GE = torch.zeros(-(-k // group) * group, _padded(dim, dtype), dtype=dtype, device=centres_KD.device)
         first_GE[:k, :dim] = centres_KD
         first_GE[:k, dim] = exact_KE[:, -1]

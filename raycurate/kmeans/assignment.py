@@ -20,12 +20,15 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from raycurate.core.staging import REJECT_REASON, ROW_KEY
-from raycurate.kmeans.shards import Piece, one_array, read_columns, unit_vectors
+from raycurate.data.ids import id_strings
+from raycurate.kmeans.shards import Piece, one_array, read_columns
+from raycurate.kmeans.vectors import unit_vectors
 
 if TYPE_CHECKING:
     from ray.data import DataContext
 
     from raycurate.kmeans.config import VectorsOptions
+    from raycurate.kmeans.inputs import Embeddings
 
 CENTROID = "_centroid"
 L2, COSINE = "l2_dist_to_cent", "cosine_dist_to_cent"
@@ -35,7 +38,7 @@ _REASONS = {
     "non_finite_vector": "the vector has NaN or infinity in it",
     "zero_vector": "the vector has length 0, so no direction",
     "wrong_dimension": "the vector is of another dimension than the others",
-    "missing_id": "the id is null",
+    "missing_id": "the id is null or empty",
 }
 
 
@@ -46,13 +49,11 @@ class VectorsDatasource(Datasource):
         done_keys: reference to the sorted keys of rows to leave out, or None.
     """
 
-    def __init__(
-        self, pieces: list[Piece], options: VectorsOptions, dimension: int, done_keys: ray.ObjectRef | None
-    ) -> None:
+    def __init__(self, inputs: Embeddings, options: VectorsOptions, done_keys: ray.ObjectRef | None) -> None:
         super().__init__()
-        self._groups = _packed(pieces)
+        self._groups = _packed(inputs.pieces)
         self._options = options
-        self._dimension = dimension
+        self._shape = (inputs.dimension, inputs.id_type)
         self._done_keys = done_keys
 
     @property
@@ -72,7 +73,7 @@ class VectorsDatasource(Datasource):
         tasks = []
         for group in self._groups:
             metadata = BlockMetadata(None, sum(piece.size for piece in group), None)
-            read = _reader(group, self._options, self._dimension, self._done_keys)
+            read = _reader(group, self._options, self._shape, self._done_keys)
             tasks.append(ReadTask(read, metadata, None, per_task_row_limit))
         return tasks
 
@@ -91,12 +92,12 @@ def _packed(pieces: list[Piece]) -> list[list[Piece]]:
 
 
 def _reader(
-    pieces: list[Piece], options: VectorsOptions, dimension: int, done_keys: ray.ObjectRef | None
+    pieces: list[Piece], options: VectorsOptions, shape: tuple[int, pa.DataType], done_keys: ray.ObjectRef | None
 ) -> Callable[[], Iterator[pa.Table]]:
     def vectors() -> Iterator[pa.Table]:
         done = None if done_keys is None else ray.get(done_keys)
         for piece in pieces:
-            table = read_rows(piece, options, dimension)
+            table = read_rows(piece, options, *shape)
             if done is not None and len(done):
                 keys = table[ROW_KEY].to_numpy()
                 at = np.minimum(np.searchsorted(done, keys), len(done) - 1)
@@ -106,15 +107,16 @@ def _reader(
     return vectors
 
 
-def read_rows(piece: Piece, options: VectorsOptions, dimension: int) -> pa.Table:
-    """All rows of a piece, in order, the unusable ones with a reason."""
+def read_rows(piece: Piece, options: VectorsOptions, dimension: int, id_type: pa.DataType) -> pa.Table:
+    """All rows of a piece, in order, the unusable ones with a reason; ids as integers, or as `data.ids` spells them."""
     names = [options.id_field, options.embedding_field, *options.metadata_fields]
-    table = read_columns(piece, names)
+    table = read_columns(piece, names, id_field=options.id_field)
     found = unit_vectors(one_array(table[options.embedding_field]), dimension, where=piece.path)
     reasons = np.full(table.num_rows, None, object)
     for row, reason in found.rejects:
         reasons[row] = reason
-    ids = table[options.id_field].cast(pa.string())
+    ids = table[options.id_field]
+    ids = ids.cast(id_type) if pa.types.is_integer(id_type) else id_strings(ids)
     if ids.null_count:
         nameless = ids.is_null().to_numpy() & (reasons == None)  # noqa: E711 - elementwise
         reasons[nameless] = "missing_id"

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from raycurate.core.cluster import ActorGroupOptions
 from raycurate.core.config import StageConfig, option
+from raycurate.core.repeated_ids import RepeatedIds
+from raycurate.kmeans.options import Array
 
 ALGORITHM_VERSION = 1
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class StorageAccess(StageConfig):
+    """How folders are reached, by the names of fsspec; NeMo Curator's read_kwargs and write_kwargs."""
+
+    storage_options: dict[str, Any] = option({}, "Keys, endpoints and the like, as fsspec names them.")
 
 
 class VectorsOptions(StageConfig):
@@ -37,7 +45,10 @@ class KMeansConfig(VectorsOptions):
         1e-4, "Stop once the centroids move less than this in all (sum of squares), or inertia falls by less.", ge=0
     )
     random_state: int = option(42, "Seed.", ge=0)
-    init: str = option("k-means||", "First centroids: k-means||, random, or a .npy file with [n_clusters, dim].")
+    init: str | Array = option(
+        "k-means||",
+        "First centroids: k-means||, random, or a .npy file (in Python an array too) with [n_clusters, dim].",
+    )
     n_init: int = option(1, "Fits from different first centroids; the one with the least inertia is kept.", gt=0)
     oversampling_factor: float = option(2.0, "Candidates k-means|| draws in a round, in units of n_clusters.", gt=0)
     max_samples_per_batch: int = option(32768, "Rows a device works on at once.", operational=True, gt=0)
@@ -77,15 +88,46 @@ class KMeansConfig(VectorsOptions):
         "runtime_env.",
         operational=True,
     )
+    read_kwargs: StorageAccess = option(
+        StorageAccess(),
+        "How input, centroids and init are reached, where the environment does not say it: {storage_options: {key: "
+        "..., secret: ..., endpoint_url: ...}}; written nowhere.",
+        operational=True,
+        exclude=True,
+    )
+    write_kwargs: StorageAccess = option(
+        StorageAccess(), "The same of output and cache_path.", operational=True, exclude=True
+    )
+    repeated_ids: RepeatedIds = option(
+        "error",
+        "What is done when vectors share an id: error refuses and names them, rename gives the later ones ids of "
+        "their own (listed in _renamed/).",
+    )
     overwrite: bool = option(False, "Replace an output that is there already.", operational=True)
     max_rejects: int | None = option(
         None, "Stop once more rows than this are rejected; no limit by default.", operational=True, ge=0
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _storage_options_by_other_names(cls, values: Any) -> Any:
+        """`storage_options` is for both, `read_storage_options` and `write_storage_options` are for one."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        both = values.pop("storage_options", None)
+        for side in ("read", "write"):
+            own = values.pop(f"{side}_storage_options", both)
+            if own is not None:
+                if values.get(f"{side}_kwargs"):
+                    raise ValueError(f"storage options are given twice, also as {side}_kwargs; give them once")
+                values[f"{side}_kwargs"] = {"storage_options": own}
+        return values
+
     @field_validator("init")
     @classmethod
-    def _known_init(cls, value: str) -> str:
-        if value in ("k-means||", "random") or value.endswith(".npy"):
+    def _known_init(cls, value: str | Array) -> str | Array:
+        if isinstance(value, Array) or value in ("k-means||", "random") or value.endswith(".npy"):
             return value
         if value == "scalable-k-means++":  # RAFT's other name of it
             return "k-means||"

@@ -34,7 +34,7 @@ def fit_centres(plan: KMeansPlan, inputs: Embeddings, state: str) -> Centres:
         max_iter=config.max_iter,
         tol=config.tol,
         random_state=config.random_state,
-        init=config.init,
+        init=str(config.init) if plan.given.first is None else plan.given.first,
         n_init=config.n_init,
         oversampling_factor=config.oversampling_factor,
         max_samples_per_batch=config.max_samples_per_batch,
@@ -48,4 +48,5 @@ def fit_centres(plan: KMeansPlan, inputs: Embeddings, state: str) -> Centres:
     )
     began = time.perf_counter()
     fit = KMeansGroup(group, inputs.pieces, inputs.dimension).fit(options)
-    return Centres(fit.centroids, fit.iterations, fit.rows, time.perf_counter() - began - fit.seconds)
+    read_seconds = time.perf_counter() - began - fit.seconds
+    return Centres(fit.centroids, fit.iterations, fit.rows, read_seconds, fit.first_pass)

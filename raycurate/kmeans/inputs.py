@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 
 from raycurate.core import storage
@@ -12,33 +13,38 @@ from raycurate.core.contract import EmbeddingContract, contract_from_schema
 from raycurate.core.errors import InputError
 from raycurate.core.manifest import STAGING, is_data, listing_fingerprint, manifest_path, require_whole
 from raycurate.core.storage import FileEntry
+from raycurate.data.ids import common_id_type, is_id_type
+from raycurate.data.segments import Kind, kind_of
 from raycurate.kmeans.shards import (
     Footer,
     Piece,
-    holds_vectors,
+    one_array,
     parquet_pieces,
     pieces_of,
     read_columns,
     read_footers,
 )
+from raycurate.kmeans.vectors import commonest, fixed_dimension, holds_vectors, lengths_of
 
 if TYPE_CHECKING:
     from raycurate.kmeans.config import VectorsOptions
+
+_SAMPLED_FILES = 8  # whose first vectors say the dimension, where no type does
 
 
 @dataclass(frozen=True)
 class Embeddings:
     """What is to be read.
 
-    rows: of all files; None for JSON Lines, whose rows nobody has counted. schema: of the columns to read as they
-    are stored in the first file. contract: of the vectors; None when the files come without one.
+    rows: of all files; None for JSON Lines, whose rows nobody has counted. id_type: what the ids come out as,
+    integers where all files have them, else strings. contract: of the vectors; None when the files come without one.
     """
 
     files: list[FileEntry]
     pieces: list[Piece]
     rows: int | None
     dimension: int
-    schema: pa.Schema
+    id_type: pa.DataType
     contract: EmbeddingContract | None
 
     @property
@@ -69,10 +75,11 @@ def open_embeddings(options: VectorsOptions) -> Embeddings:
     pieces = parquet_pieces(footers)
     if not pieces:
         raise InputError("the files hold no rows", where=_named(options))
-    dimension = _dimension(options, footers, pieces)
-    schema = pa.schema([footers[0].schema.field(name) for name in columns])
+    dimension = dimension_of(
+        footers, options.embedding_field, where=_named(options), embedding_dim=options.embedding_dim
+    )
     rows = sum(piece.rows for piece in pieces)
-    return Embeddings(files, pieces, rows, dimension, schema, contract_of(footers))
+    return Embeddings(files, pieces, rows, dimension, id_type_of(footers, options.id_field), contract_of(footers))
 
 
 def _named(options: VectorsOptions) -> str:
@@ -81,17 +88,17 @@ def _named(options: VectorsOptions) -> str:
 
 def _list(options: VectorsOptions) -> list[FileEntry]:
     """The data files of every input, sorted; those of an output of ours only when it is whole."""
-    ending = ".jsonl" if options.input_filetype == "jsonl" else ".parquet"
+    wanted = Kind.JSONL if options.input_filetype == "jsonl" else Kind.PARQUET
     found: dict[str, FileEntry] = {}
     for path in [options.input] if isinstance(options.input, str) else options.input:
         for entry in files_of(path):
-            if entry.path.endswith(ending):
+            if kind_of(entry.path)[0] is wanted:
                 found[entry.path] = entry
     if not found:
         raise InputError(
-            f"there is no {ending} file",
+            f"there is no .{options.input_filetype} file",
             where=_named(options),
-            fix="Check the path" + (", or set input_filetype" if options.input_filetype == "parquet" else ""),
+            fix="Check the path, or set input_filetype=" + ("jsonl" if wanted is Kind.PARQUET else "parquet"),
         )
     return [found[path] for path in sorted(found)]
 
@@ -110,46 +117,76 @@ def files_of(path: str) -> list[FileEntry]:
 
 def _jsonl(options: VectorsOptions, files: list[FileEntry], columns: list[str]) -> Embeddings:
     pieces = pieces_of(files, filetype="jsonl", embedding_field=options.embedding_field)
-    first = read_columns(pieces[0], columns) if pieces else None
-    if first is None or not first.num_rows:
-        raise InputError("the first file holds no rows", where=_named(options))
-    kind = first.schema.field(options.embedding_field).type
-    if not holds_vectors(kind):
-        raise InputError(f"'{options.embedding_field}' holds {kind}, not vectors", where=pieces[0].path)
-    dimension = options.embedding_dim or len(next(v for v in first[options.embedding_field] if v.is_valid).as_py())
-    return Embeddings(files, pieces, None, dimension, first.schema, None)
+    dimension = options.embedding_dim or _sampled_dimension(pieces, options.embedding_field, where=_named(options))
+    return Embeddings(files, pieces, None, dimension, pa.string(), None)
 
 
-def _dimension(options: VectorsOptions, footers: list[Footer], pieces: list[Piece]) -> int:
-    """The one dimension of all files: the schema's, else that of the first vector there is."""
+def id_type_of(footers: list[Footer], id_field: str) -> pa.DataType:
+    """The one type that the ids of all files come out as; raises InputError for what cannot be an id."""
+    kinds = []
+    for footer in footers:
+        kind = footer.schema.field(id_field).type
+        if not is_id_type(kind):
+            raise InputError(
+                f"'{id_field}' holds {kind}, which cannot be an id",
+                where=footer.path,
+                fix="Name another column with id_field",
+            )
+        kinds.append(kind)
+    return common_id_type(kinds)
+
+
+def dimension_of(footers: list[Footer], embedding_field: str, *, where: str, embedding_dim: int | None = None) -> int:
+    """The one dimension of all files: the schema's, else `embedding_dim`, else the commonest among their first vectors.
+
+    Raises:
+        InputError: there are several, or none, or it is not `embedding_dim`.
+    """
     found: dict[int, str] = {}
     for footer in footers:
-        kind = footer.schema.field(options.embedding_field).type
+        kind = footer.schema.field(embedding_field).type
         if not holds_vectors(kind):
-            raise InputError(f"'{options.embedding_field}' holds {kind}, not vectors", where=footer.path)
-        if pa.types.is_fixed_size_list(kind) and footer.metadata.num_rows:
-            found.setdefault(kind.list_size, footer.path)
+            raise InputError(f"'{embedding_field}' holds {kind}, not vectors", where=footer.path)
+        size = fixed_dimension(kind)
+        if size is not None and footer.metadata.num_rows:
+            found.setdefault(size, footer.path)
     if len(found) > 1:
         both = " and ".join(f"{size} in {path}" for size, path in list(found.items())[:2])
-        raise InputError(f"the files hold vectors of different dimensions: {both}", where=_named(options))
+        raise InputError(f"the files hold vectors of different dimensions: {both}", where=where)
     if not found:
-        found = {_first_vector(options, pieces): pieces[0].path}
+        return embedding_dim or _sampled_dimension(parquet_pieces(footers), embedding_field, where=where)
     [(dimension, path)] = found.items()
-    if options.embedding_dim is not None and options.embedding_dim != dimension:
-        raise InputError(
-            f"the vectors have {dimension} dimensions, embedding_dim is {options.embedding_dim}", where=path
-        )
+    if embedding_dim is not None and embedding_dim != dimension:
+        raise InputError(f"the vectors have {dimension} dimensions, embedding_dim is {embedding_dim}", where=path)
     return dimension
 
 
-def _first_vector(options: VectorsOptions, pieces: list[Piece]) -> int:
-    if options.embedding_dim is not None:
-        return options.embedding_dim
+def _sampled_dimension(pieces: list[Piece], embedding_field: str, *, where: str) -> int:
+    """The length that most vectors have in the first pieces of the first files with any.
+
+    One vector that was cut short, or is empty, must not make rejects of all others.
+    """
+    lengths: list[np.ndarray] = []
+    sampled: set[str] = set()
+    rows = 0
     for piece in pieces:
-        for value in read_columns(piece, [options.embedding_field])[options.embedding_field]:
-            if value.is_valid:
-                return len(value.as_py())
-    raise InputError("every vector is null", where=_named(options))
+        if piece.path in sampled:
+            continue
+        table = read_columns(piece, [embedding_field])
+        rows += table.num_rows
+        column = one_array(table[embedding_field])
+        if not holds_vectors(column.type):
+            raise InputError(f"'{embedding_field}' holds {column.type}, not vectors", where=piece.path)
+        own = lengths_of(column)
+        if (own > 0).any():
+            lengths.append(own)
+            sampled.add(piece.path)
+        if len(sampled) == _SAMPLED_FILES:
+            break
+    dimension = commonest(np.concatenate(lengths)) if lengths else None
+    if dimension is None:
+        raise InputError("every vector is null or empty" if rows else "the files hold no rows", where=where)
+    return dimension
 
 
 def contract_of(footers: list[Footer]) -> EmbeddingContract | None:

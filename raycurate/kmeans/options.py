@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from raycurate.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Array:
+    """An array given as an option; in a manifest and in the key of a run it stands by its shape and a hash."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __str__(self) -> str:
+        import hashlib
+
+        content = hashlib.sha256(self.values.tobytes()).hexdigest()[:16]
+        return f"array {list(self.values.shape)} {self.values.dtype} {content}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        def checked(value: Any) -> Array:
+            if isinstance(value, Array):
+                return value
+            if not hasattr(value, "__array__"):
+                raise ValueError("this is no array")
+            import numpy as np
+
+            return cls(np.asarray(value))
+
+        shown = core_schema.plain_serializer_function_ser_schema(str)
+        return core_schema.no_info_plain_validator_function(checked, serialization=shown)
 
 
 @dataclass(frozen=True)
 class FitOptions:
     """Options of a fit, as a worker gets them.
 
-    init: `k-means||`, `random`, or the path of a .npy file with centroids [n_clusters, dim].
+    init: `k-means||`, `random`, or centroids, float32 [n_clusters, dim].
     n_init: fits with different seeds, of which the one with the least inertia is kept.
     fit_data_fraction: share of the rows, drawn one by one, that the centroids are fitted to.
     warm_start_fraction: share of those rows, drawn likewise, that is fitted first; its centroids are the first ones
@@ -28,7 +60,7 @@ class FitOptions:
     max_iter: int = 300
     tol: float = 1e-4
     random_state: int = 42
-    init: str = "k-means||"
+    init: str | np.ndarray = "k-means||"
     n_init: int = 1
     oversampling_factor: float = 2.0
     max_samples_per_batch: int = 32768

@@ -22,17 +22,19 @@ from raycurate.core import storage
 from raycurate.core.cluster import remote_task
 from raycurate.core.finalise import (
     REJECT_COLUMNS,
+    RENAMED_COLUMNS,
     TARGET_BYTES,
     Finalised,
     LazyParquet,
     LazyText,
     SeenKeys,
     StagedFile,
-    duplicate_ids,
-    mark_duplicates,
+    keys_to_rename,
     scan_staging,
+    tell_apart,
 )
-from raycurate.core.manifest import REJECTS, OutputFile
+from raycurate.core.manifest import REJECTS, RENAMED, OutputFile
+from raycurate.core.repeated_ids import RepeatedIds, rename_repeated
 from raycurate.core.staging import REJECT_REASON, ROW_KEY
 from raycurate.kmeans.assignment import CENTROID, L2
 
@@ -41,18 +43,24 @@ _SCANNED_AT_ONCE = 200
 
 @dataclass(frozen=True)
 class PartitionLayout:
-    """name: of this run, part of every file's name. columns: of the output, in order. schema_metadata: of its files."""
+    """name: of this run, part of every file's name. columns: of the output, in order. schema_metadata: of its files.
+
+    repeated_ids: what is done when ids are not unique."""
 
     name: str
     columns: list[str]
     id_field: str
     schema_metadata: dict[bytes, bytes]
+    repeated_ids: RepeatedIds = "error"
 
 
 def partition(staging: str, output: str, layout: PartitionLayout, k: int) -> Finalised:
     """Write the clusters and the rejects of what is staged; `sums` has `inertia`.
 
-    A key that two attempts committed is kept once. Of rows that share an id, the first in input order is kept.
+    A key that two attempts committed is kept once.
+
+    Raises:
+        InputError: rows share an id and `layout.repeated_ids` is "error".
     """
     import ray
 
@@ -63,15 +71,16 @@ def partition(staging: str, output: str, layout: PartitionLayout, k: int) -> Fin
     counted = [count.remote(batch, k) for batch in batches]
     found = ray.get([scan.remote(batch) for batch in batches])
     staged = sorted((file for part in found for file in part), key=lambda file: (file.first_key, file.path))
-    losers = duplicate_ids(staged, layout.id_field)
+    repeated = keys_to_rename(staged, layout.id_field, layout.repeated_ids)
     # One more place, in front, for the rejects, whose centroid is -1.
     bytes_K = np.sum(ray.get(counted), axis=0)
     write = remote_task(_write_bucket, name="WriteClusters", num_cpus=0.5)
     buckets = _buckets(bytes_K[1:])
     total = Finalised()
-    pending = [write.remote(staged, bucket, output, layout, losers) for bucket in buckets]
+    pending = [write.remote(staged, bucket, output, layout, repeated) for bucket in buckets]
+    pending.append(remote_task(_write_rejects, name="WriteRejects", num_cpus=0.5).remote(staged, output, layout))
     pending.append(
-        remote_task(_write_rejects, name="WriteRejects", num_cpus=0.5).remote(staged, output, layout, losers)
+        remote_task(_write_renamed, name="WriteRenamed", num_cpus=0.5).remote(staged, output, layout, repeated)
     )
     for reference in pending:
         total.add(ray.get(reference))
@@ -103,11 +112,11 @@ def _buckets(bytes_K: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _write_bucket(
-    staged: list[StagedFile], bucket: tuple[int, int], output: str, layout: PartitionLayout, losers: np.ndarray
+    staged: list[StagedFile], bucket: tuple[int, int], output: str, layout: PartitionLayout, repeated: np.ndarray
 ) -> Finalised:
     low, high = bucket
     result = Finalised(sums={"inertia": 0.0})
-    tables = (_without(table, losers) for table in _rows(staged, low, high))
+    tables = (rename_repeated(table, layout.id_field, repeated) for table in _rows(staged, low, high))
     if high - low == 1:
         _write_cluster(tables, low, output, layout, result)
         return result
@@ -129,13 +138,6 @@ def _rows(staged: list[StagedFile], low: int, high: int) -> Iterator[pa.Table]:
         filesystem, inner = storage.filesystem(file.path)
         bounds = [(CENTROID, ">=", low), (CENTROID, "<", high)]
         yield seen.drop(pq.read_table(inner, filesystem=filesystem, filters=bounds, partitioning=None))
-
-
-def _without(table: pa.Table, losers: np.ndarray) -> pa.Table:
-    if not len(losers):
-        return table
-    table = mark_duplicates(table, losers)
-    return table.filter(pc.is_null(table[REJECT_REASON]))
 
 
 def _write_cluster(
@@ -165,37 +167,54 @@ def _write_file(tables: list[pa.Table], path: str, output: str, layout: Partitio
             squares = pc.sum(pc.power(table[L2].cast(pa.float64()), 2)).as_py() or 0.0
             result.sums["inertia"] += squares
             file.write(table.select(layout.columns).replace_schema_metadata(layout.schema_metadata))
-    [entry] = storage.list_files(storage.join(output, path))
-    result.files.append(OutputFile(path=path, size=entry.size, rows=rows))
+    _note_file(result, output, path, rows)
     result.rows += rows
 
 
-def _write_rejects(staged: list[StagedFile], output: str, layout: PartitionLayout, losers: np.ndarray) -> Finalised:
-    """Unusable rows and repeated ids, as JSON Lines; counted by reason."""
+def _write_rejects(staged: list[StagedFile], output: str, layout: PartitionLayout) -> Finalised:
+    """Unusable rows, as JSON Lines; counted by reason."""
     result = Finalised()
     path = f"{REJECTS}/{layout.name}.jsonl"
     columns = [layout.id_field if name == "id" else name for name in REJECT_COLUMNS]
     with LazyText(storage.join(output, path), columns) as rejects:
-        for bad in _rejected(staged, columns, losers):
+        for bad in _rejected(staged, columns):
             for counted in bad[REJECT_REASON].value_counts().to_pylist():
                 reason = counted["values"]
                 result.rejects[reason] = result.rejects.get(reason, 0) + counted["counts"]
             rejects.write(bad)
         rows = rejects.rows
-    if rows:
-        [entry] = storage.list_files(storage.join(output, path))
-        result.files.append(OutputFile(path=path, size=entry.size, rows=rows))
+    _note_file(result, output, path, rows)
     return result
 
 
-def _rejected(staged: list[StagedFile], columns: list[str], losers: np.ndarray) -> Iterator[pa.Table]:
+def _rejected(staged: list[StagedFile], columns: list[str]) -> Iterator[pa.Table]:
     seen: set[int] = set()
     for file in staged:
         filesystem, inner = storage.filesystem(file.path)
-        filters: Any = None if len(losers) else [(CENTROID, "=", -1)]
-        table = pq.read_table(inner, columns=[ROW_KEY, *columns], filesystem=filesystem, filters=filters)
-        table = mark_duplicates(table, losers)
-        bad = table.filter(pc.is_valid(table[REJECT_REASON]))
+        filters: Any = [(CENTROID, "=", -1)]
+        bad = pq.read_table(inner, columns=[ROW_KEY, *columns], filesystem=filesystem, filters=filters)
         new = [key not in seen for key in bad[ROW_KEY].to_pylist()]
         seen.update(bad[ROW_KEY].to_pylist())
         yield bad.filter(pa.array(new, pa.bool_()))
+
+
+def _write_renamed(staged: list[StagedFile], output: str, layout: PartitionLayout, repeated: np.ndarray) -> Finalised:
+    """The rows that were told apart, as JSON Lines."""
+    result, seen = Finalised(), SeenKeys(staged)
+    path = f"{RENAMED}/{layout.name}.jsonl"
+    with LazyText(storage.join(output, path), RENAMED_COLUMNS) as renamed:
+        for file in staged if len(repeated) else []:
+            filesystem, inner = storage.filesystem(file.path)
+            columns = [ROW_KEY, layout.id_field, "source"]
+            table = seen.drop(pq.read_table(inner, columns=columns, filesystem=filesystem))
+            tell_apart(table, layout.id_field, repeated, renamed)
+        result.renamed = renamed.rows
+    _note_file(result, output, path, result.renamed)
+    return result
+
+
+def _note_file(result: Finalised, output: str, path: str, rows: int) -> None:
+    """Add a file to the result, where it was written at all."""
+    if rows:
+        [entry] = storage.list_files(storage.join(output, path))
+        result.files.append(OutputFile(path=path, size=entry.size, rows=rows))

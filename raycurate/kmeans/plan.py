@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from raycurate.core.capacity import Capacity, OperatorDemand, PlanReport, check_plan
 from raycurate.core.errors import CapacityError
+from raycurate.kmeans.centroids import Given
 from raycurate.kmeans.config import KMeansConfig
 from raycurate.kmeans.inputs import Embeddings
 
@@ -20,7 +21,8 @@ class KMeansPlan:
     """How a run is laid out.
 
     k: clusters. engine: torch or raft. workers: of the group, `cpus`, `gpus` and `threads` each. task_cpus: of a
-    task that reads and assigns on a CPU. assigners: actors that assign, one a GPU; 0 on CPUs.
+    task that reads and assigns on a CPU. assigners: actors that assign, one a GPU; 0 on CPUs. given: centroids that
+    the user gave.
     """
 
     config: KMeansConfig
@@ -33,6 +35,7 @@ class KMeansPlan:
     threads: int
     task_cpus: float
     assigners: int
+    given: Given
 
     @property
     def device(self) -> str:
@@ -63,7 +66,7 @@ class KMeansPlan:
         return f"{self.k:,} clusters; engine {self.engine} ({self.reason}); {workers}, {share} each"
 
 
-def make_plan(config: KMeansConfig, inputs: Embeddings, k: int, capacity: Capacity) -> KMeansPlan:
+def make_plan(config: KMeansConfig, inputs: Embeddings, k: int, given: Given, capacity: Capacity) -> KMeansPlan:
     """Lay out a run. Values given by the user are taken as they are.
 
     Raises:
@@ -85,9 +88,8 @@ def make_plan(config: KMeansConfig, inputs: Embeddings, k: int, capacity: Capaci
     if not config.centroids:
         _check_memory(config, inputs, capacity)
     task_cpus = 0.5 if capacity.largest_node.cpu <= 2 else 1.0
-    return KMeansPlan(
-        config, k, engine, reason, workers, cpus, gpus, threads, task_cpus, assigners=workers if on_gpu else 0
-    )
+    assigners = workers if on_gpu else 0
+    return KMeansPlan(config, k, engine, reason, workers, cpus, gpus, threads, task_cpus, assigners, given)
 
 
 def _engine(config: KMeansConfig, on_gpu: bool) -> tuple[Literal["torch", "raft"], str]:

@@ -231,9 +231,10 @@ def run_slices(
     group = slices.group
     number, inertia = (state.iteration, state.inertia) if state else (0, math.nan)
     centroids = state.centroids if state else None
-    init = centroids if centroids is not None else _INITS.get(options.init)
+    init: Any = centroids
     if init is None:
-        init = given_centroids(options, dim)
+        given = options.init
+        init = _INITS[given] if isinstance(given, str) else given_centroids(given, options, dim)
     while number < options.max_iter:
         asked = min(options.checkpoint_every, options.max_iter - number)
         moved, ran, now = slices.run(init, options.random_state + trial, asked)

@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycurate.core import storage
 from raycurate.core.errors import InputError, nearest
 from raycurate.core.storage import FileEntry
+from raycurate.data.ids import id_text
+from raycurate.data.segments import kind_of
+from raycurate.kmeans.vectors import Vectors, unit_vectors
 
 _FILE_BITS = 40  # a row's number: file << 40 | row
-NULL, NON_FINITE, ZERO, WRONG_DIMENSION = "null_vector", "non_finite_vector", "zero_vector", "wrong_dimension"
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,6 @@ class Piece:
     rows: int
     size: int
     group: int | None
-
-
-@dataclass
-class Vectors:
-    """Unit vectors of a piece, and what was left out.
-
-    rows_ND: float32, unit length. index_N: row of each in the piece. rejects: (row in the piece, reason).
-    """
-
-    rows_ND: np.ndarray
-    index_N: np.ndarray
-    rejects: list[tuple[int, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -131,14 +120,14 @@ def read_piece(piece: Piece, *, embedding_field: str, dimension: int | None) -> 
     return unit_vectors(one_array(column), dimension, where=piece.path)
 
 
-def read_columns(piece: Piece, columns: list[str]) -> pa.Table:
-    """These columns of a piece; in JSON Lines what a row lacks is null.
+def read_columns(piece: Piece, columns: list[str], *, id_field: str | None = None) -> pa.Table:
+    """These columns of a piece; in JSON Lines what a row lacks is null, and `id_field` is text.
 
     Raises:
         InputError: the file cannot be read, or (JSON Lines) a column's values are not of one type.
     """
     if piece.group is None:
-        return _jsonl(piece.path, columns)
+        return _jsonl(piece.path, columns, id_field)
     found, inner = storage.filesystem(piece.path)
     try:
         with found.open_input_file(inner) as source:
@@ -151,52 +140,30 @@ def one_array(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
-def holds_vectors(kind: pa.DataType) -> bool:
-    is_list = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
-
-
-def unit_vectors(column: pa.Array, dimension: int | None, *, where: str) -> Vectors:
-    """A column of lists of numbers as unit vectors [n, dimension]; `dimension` None: that of the first vector."""
-    kind = column.type
-    if not holds_vectors(kind):
-        raise InputError(f"the embedding column holds {kind}, not vectors", where=where)
-    reasons = np.full(len(column), "", object)
-    lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
-    null = np.asarray(column.is_null()) if column.null_count else np.zeros(len(column), bool)
-    reasons[null] = NULL
-    present = lengths[~null]
-    if dimension is None:
-        dimension = int(present[0]) if len(present) else 0
-    reasons[~null & (np.nan_to_num(lengths, nan=-1) != dimension)] = WRONG_DIMENSION
-    index = np.flatnonzero(reasons == "")
-    values = column.take(pa.array(index)) if len(index) < len(column) else column
-    flat = values.flatten().cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
-    rows = flat.reshape(len(index), dimension).astype(np.float32, copy=False)
-    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
-    finite, whole = np.isfinite(norms), norms > 0
-    reasons[index[~finite]] = NON_FINITE
-    reasons[index[finite & ~whole]] = ZERO
-    good = finite & whole
-    unit = rows[good] / norms[good, None].astype(np.float32)
-    rejects = [(int(row), str(reasons[row])) for row in np.flatnonzero(reasons != "")]
-    return Vectors(np.ascontiguousarray(unit), index[good], rejects)
-
-
-def _jsonl(path: str, columns: list[str]) -> pa.Table:
+def _jsonl(path: str, columns: list[str], id_field: str | None) -> pa.Table:
     rows = list(read_jsonl(path))
     made = {}
     for name in columns:
+        values = [row.get(name) for row in rows]
+        if name == id_field:
+            made[name] = pa.array([id_text(value) for value in values], pa.string())
+            continue
         try:
-            made[name] = pa.array([row.get(name) for row in rows])
+            made[name] = pa.array(values)
         except (pa.ArrowException, TypeError) as error:
             raise InputError(f"'{name}' does not hold values of one type ({error})", where=path) from error
     return pa.table(made)
 
 
 def read_jsonl(path: str) -> Iterator[dict[str, object]]:
-    """The objects of a JSONL file. Raises InputError with the line that is not one."""
-    for number, line in enumerate(storage.read_bytes(path).splitlines(), 1):
+    """The objects of a JSON Lines file, compressed or not. Raises InputError with the line that is not one."""
+    found, inner = storage.filesystem(path)
+    try:
+        with found.open_input_stream(inner, compression=kind_of(path)[1]) as stream:
+            lines = stream.read().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"it cannot be read ({error})", where=path) from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from raycurate.core import storage
+from raycurate.core import access, storage
 from raycurate.core.cluster import capacity, data_context, require_ray
 from raycurate.core.contract import SCHEMA_KEY, EmbeddingContract
 from raycurate.core.errors import ConfigError, InputError
@@ -34,7 +34,7 @@ from raycurate.core.observe import Clock, get_logger
 from raycurate.core.staging import RejectCounter, StagingSink, committed_ref, staging_folder
 from raycurate.core.watch import write_staged
 from raycurate.kmeans.assignment import CENTROID, COSINE, L2, Assign, VectorsDatasource
-from raycurate.kmeans.centroids import CENTROIDS, Centres, given, keep, kept
+from raycurate.kmeans.centroids import CENTROIDS, Centres, Given, given, keep, kept
 from raycurate.kmeans.config import ALGORITHM_VERSION, KMeansConfig
 from raycurate.kmeans.inputs import Embeddings, open_embeddings
 from raycurate.kmeans.partition import PartitionLayout, partition
@@ -59,11 +59,13 @@ class KMeansResult:
         """The run in a few lines: rows, clusters and their sizes, inertia, rejects by reason, seconds by part."""
         counts, timings, settings = self.manifest.counts, self.manifest.timings, self.manifest.settings
         reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.manifest.rejects.items()))
+        renamed = counts.get("renamed", 0)
         parts = ", ".join(f"{name} {timings.get(name, 0.0):.1f}" for name in ("read", "fit", "assign", "write"))
         lines = [
             f"rows      {counts['rows']:,} in {counts['clusters']:,} clusters ({counts['empty_clusters']:,} empty), "
             f"largest {counts['largest_cluster']:,}, dimension {counts['dimension']:,}",
             f"rejected  {sum(self.manifest.rejects.values()):,}" + (f"  ({reasons})" if reasons else ""),
+            *([f"renamed   {renamed:,}  (their ids were taken; see _renamed/)"] if renamed else []),
             f"inertia   {settings['inertia']:.6g} ({settings['inertia'] / max(counts['rows'], 1):.4f} a row), "
             f"{counts['iterations']:,} iterations",
             *([] if self.skipped else [f"seconds in {parts}; wall {timings['wall']:.1f}"]),
@@ -72,13 +74,9 @@ class KMeansResult:
         return "\n".join(lines)
 
 
-def stage_key(config: KMeansConfig, inputs: Embeddings) -> StageKey:
+def stage_key(config: KMeansConfig, inputs: Embeddings, centroids: Given) -> StageKey:
     """What decides the clusters: the input's listing and the options that affect them; given centroids by content."""
-    options = config.result_keys()
-    if config.centroids is not None:
-        from raycurate.core.config import fingerprint
-
-        options["centroids"] = fingerprint(given(config.centroids).tobytes().hex())
+    options = config.result_keys() | centroids.by_content()
     return StageKey(
         stage="kmeans", algorithm_version=ALGORITHM_VERSION, input_fingerprint=inputs.fingerprint, options=options
     )
@@ -90,21 +88,31 @@ def plan_run(config: KMeansConfig) -> tuple[Embeddings, KMeansPlan, StageKey]:
     Raises:
         RaycurateError: input, options or cluster cannot be used.
     """
+    _reach(config)
     inputs = open_embeddings(config)
-    if config.centroids is not None:
-        _check_centroids(config.centroids, inputs)
-    plan = make_plan(config, inputs, _clusters(config, inputs), capacity())
+    own = Given.of(config)
+    if config.centroids is not None and own.centroids is not None:
+        _check_centroids(own.centroids, config.centroids, inputs)
+    plan = make_plan(config, inputs, _clusters(config, inputs, own), own, capacity())
     waits = [report.waits_for_nodes for report in plan.check(capacity()) if report.waits_for_nodes]
     rows = f"{inputs.rows:,} vectors" if inputs.rows is not None else f"{len(inputs.files):,} files"
     log.info("kmeans: %s of dimension %d; %s", rows, inputs.dimension, plan.describe())
     for sentence in waits:
         log.info("kmeans: %s", sentence)
-    return inputs, plan, stage_key(config, inputs)
+    return inputs, plan, stage_key(config, inputs, own)
 
 
-def _check_centroids(path: str, inputs: Embeddings) -> None:
+def _reach(config: KMeansConfig) -> None:
+    """Tell the storage layer how the run's folders are reached, where the options say it."""
+    read = [config.input] if isinstance(config.input, str) else [*config.input]
+    read += [path for path in (config.centroids, str(config.init)) if path is not None and storage.is_remote(path)]
+    access.use(read, config.read_kwargs.storage_options)
+    write = [path for path in (config.output, config.cache_path) if path is not None]
+    access.use(write, config.write_kwargs.storage_options)
+
+
+def _check_centroids(centroids: np.ndarray, path: str, inputs: Embeddings) -> None:
     """Centroids and vectors must be of one space: the dimension, and the contract where both have one."""
-    centroids = given(path)
     if centroids.shape[1] != inputs.dimension:
         raise InputError(
             f"the centroids have {centroids.shape[1]} dimensions, the vectors {inputs.dimension}", where=path
@@ -120,9 +128,9 @@ def _normalised(contract: EmbeddingContract) -> EmbeddingContract:
     return contract.model_copy(update={"normalize": True})
 
 
-def _clusters(config: KMeansConfig, inputs: Embeddings) -> int:
-    if config.centroids is not None:
-        return len(given(config.centroids))
+def _clusters(config: KMeansConfig, inputs: Embeddings, own: Given) -> int:
+    if own.count is not None and (config.centroids is not None or config.n_clusters == "auto"):
+        return own.count
     if config.n_clusters == "auto":
         if inputs.rows is None:
             raise ConfigError(
@@ -158,9 +166,10 @@ def describe_plan(config: KMeansConfig) -> str:
 
 def state(config: KMeansConfig) -> str:
     """One phrase for `raycurate info`."""
+    _reach(config)
     return state_of(
         config.output,
-        lambda: stage_key(config, open_embeddings(config)),
+        lambda: stage_key(config, open_embeddings(config), Given.of(config)),
         lambda manifest: f"{manifest.counts['rows']:,} rows in {manifest.counts['clusters']:,} clusters",
     )
 
@@ -189,7 +198,7 @@ def run(config: KMeansConfig) -> KMeansResult:
     done = already_done(config.output, key, overwrite=config.overwrite)
     if done is not None:
         return KMeansResult(config.output, done, skipped=True)
-    staging = staging_folder(config.output, f"{key.fingerprint()}-{plan.engine}")
+    staging = staging_folder(config.output, _staging_name(key, plan))
     clock = Clock()
     centres = _centres(plan, inputs, staging, key)
     clock.lap("fit")
@@ -210,14 +219,20 @@ def run(config: KMeansConfig) -> KMeansResult:
     return KMeansResult(config.output, manifest, skipped=False)
 
 
+def _staging_name(key: StageKey, plan: KMeansPlan) -> str:
+    """What fits and staged rows have in common; what is done about repeated ids is decided over them."""
+    rows = {name: value for name, value in key.options.items() if name != "repeated_ids"}
+    return f"{key.model_copy(update={'options': rows}).fingerprint()}-{plan.engine}"
+
+
 def _centres(plan: KMeansPlan, inputs: Embeddings, staging: str, key: StageKey) -> Centres:
     """The centroids: given, fitted by an earlier attempt or run, or fitted now."""
     from raycurate.kmeans.fitting import fit_centres
 
     config = plan.config
-    if config.centroids is not None:
-        return Centres(given(config.centroids))
-    name = f"{key.fingerprint()}-{plan.engine}.npz"
+    if plan.given.centroids is not None:
+        return Centres(plan.given.centroids)
+    name = f"{_staging_name(key, plan)}.npz"
     cached = storage.join(config.cache_path, name) if config.cache_path else None
     fitted = storage.join(staging, "centroids.npz")
     for place in [fitted, cached]:
@@ -245,7 +260,7 @@ def _assign(plan: KMeansPlan, inputs: Embeddings, centres: Centres, staging: str
     if config.max_rejects is not None:
         counter = ray.remote(RejectCounter).options(num_cpus=0).remote(config.max_rejects, rejects)
         ray.get(counter.add.remote(0))
-    source = VectorsDatasource(inputs.pieces, config, inputs.dimension, done_keys if rows else None)
+    source = VectorsDatasource(inputs, config, done_keys if rows else None)
     dataset = ray.data.read_datasource(source, override_num_blocks=source.num_tasks, num_cpus=plan.task_cpus)
     arguments = (ray.put(centres.centroids), config.embedding_field, plan.device)
     options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
@@ -264,7 +279,9 @@ def _assign(plan: KMeansPlan, inputs: Embeddings, centres: Centres, staging: str
 def _layout(config: KMeansConfig, inputs: Embeddings, key: StageKey) -> PartitionLayout:
     columns = [config.id_field, config.embedding_field, L2, COSINE, *config.metadata_fields]
     metadata = {SCHEMA_KEY: _normalised(inputs.contract).to_json().encode()} if inputs.contract else {}
-    return PartitionLayout(f"part-{key.fingerprint()[:8]}", list(dict.fromkeys(columns)), config.id_field, metadata)
+    return PartitionLayout(
+        f"part-{key.fingerprint()[:8]}", list(dict.fromkeys(columns)), config.id_field, metadata, config.repeated_ids
+    )
 
 
 def _manifest(plan: KMeansPlan, key: StageKey, inputs: Embeddings, done: tuple[Centres, Finalised]) -> Manifest:
@@ -288,9 +305,15 @@ def _manifest(plan: KMeansPlan, key: StageKey, inputs: Embeddings, done: tuple[C
             "dimension": inputs.dimension,
             "iterations": centres.iterations,
             "fitted_rows": centres.rows,
+            "renamed": written.renamed,
         },
         rejects=written.rejects,
-        settings={**config.redacted(), "plan": plan.describe(), "inertia": written.sums["inertia"]},
+        settings={
+            **config.redacted(),
+            "plan": plan.describe(),
+            "inertia": written.sums["inertia"],
+            "first_pass": centres.first_pass,
+        },
         contract=contract.model_dump(mode="json") if contract else None,
         versions=package_versions("raycurate", "ray", "torch", "cuml-cu13", "pyarrow"),
     )

@@ -5,7 +5,6 @@ What the engine `raft` shares with it is here too: how members meet, the loop ov
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import socket
@@ -19,10 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raycurate.core import storage
 from raycurate.core.errors import InputError, RaycurateError
-from raycurate.encoders.devices import bfloat16_is_faster
-from raycurate.kmeans.assign import Centroids, nearest
+from raycurate.encoders.devices import bfloat16_is_faster, dtype_name
+from raycurate.kmeans.assign import Centroids, first_dtype, nearest
 from raycurate.kmeans.checkpoint import Best, Saved, load, save
 from raycurate.kmeans.collective import Alone, Collective, TorchGroup
 from raycurate.kmeans.lloyd import Iteration, Labelled, lloyd
@@ -42,7 +40,8 @@ class Fit:
 
     iterations: of the best trial, over all rows. resumed_from: iteration that a saved state began at, 0 without one.
     seconds: of the whole fit without reading. seconds_seed: of those, what the first centroids took, a warm start's
-    fit included; None where the engine makes them inside of its first iterations (`raft`).
+    fit included; None where the engine makes them inside of its first iterations (`raft`). first_pass: the precision
+    of the product that goes over all pairs, as this member chose it; labels do not depend on it.
     """
 
     centroids: np.ndarray
@@ -52,6 +51,7 @@ class Fit:
     resumed_from: int
     seconds: float
     seconds_seed: float | None = None
+    first_pass: str = ""
 
 
 class TorchEngine:
@@ -165,6 +165,9 @@ def fit(points: Points, options: FitOptions, group: Collective, *, progress: Pro
     began = time.perf_counter()
     rows = count_rows(points, options, group)
     rough = bfloat16_is_faster(points.device)
+    first_pass = dtype_name(first_dtype(options.n_clusters, rough=rough))
+    if group.rank == 0:
+        log.info("kmeans: first pass in %s on %s", first_pass, points.device)
     seconds_seed = 0.0
     labelled = Labelled(points, options.n_clusters, rough=rough)
 
@@ -191,7 +194,7 @@ def fit(points: Points, options: FitOptions, group: Collective, *, progress: Pro
 
     best, resumed_from = best_trial(trial, options, points.dim)
     seconds = time.perf_counter() - began
-    return Fit(best.centroids, best.inertia, best.iterations, rows, resumed_from, seconds, seconds_seed)
+    return Fit(best.centroids, best.inertia, best.iterations, rows, resumed_from, seconds, seconds_seed, first_pass)
 
 
 def count_rows(points: Points, options: FitOptions, group: Collective) -> int:
@@ -235,13 +238,11 @@ def note(
         save(options.state, Saved(trial, done.number, done.inertia, done.centroids.cpu().numpy(), best))
 
 
-def given_centroids(options: FitOptions, dim: int) -> np.ndarray:
-    """The centroids at `options.init`, float32 [k, dim]; raises InputError when they have another shape."""
-    given = np.load(io.BytesIO(storage.read_bytes(options.init)))
+def given_centroids(given: np.ndarray, options: FitOptions, dim: int) -> np.ndarray:
+    """First centroids that were given, float32 [k, dim]; raises InputError when they have another shape."""
     if given.shape != (options.n_clusters, dim):
         raise InputError(
-            f"the first centroids are {list(given.shape)}, wanted are [{options.n_clusters}, {dim}]",
-            where=options.init,
+            f"the first centroids are {list(given.shape)}, wanted are [{options.n_clusters}, {dim}]", where="init"
         )
     return given.astype(np.float32)
 
@@ -279,8 +280,8 @@ def drawn_share(points: Points, fraction: float, seed: int) -> Points:
 
 def _seed(points: Points, options: FitOptions, group: Collective, trial: int, rough: bool) -> Tensor:
     seed, k = options.random_state + trial, options.n_clusters
+    if not isinstance(options.init, str):
+        return torch.from_numpy(given_centroids(options.init, options, points.dim)).to(points.device)
     if options.init == "k-means||":
         return scalable_kmeans(points, k, group, seed=seed, oversampling=options.oversampling_factor, rough=rough)
-    if options.init == "random":
-        return random_rows(points, k, group, seed=seed)
-    return torch.from_numpy(given_centroids(options, points.dim)).to(points.device)
+    return random_rows(points, k, group, seed=seed)

@@ -157,14 +157,13 @@ def data(k: int = 12) -> np.ndarray:
 
 
 @pytest.fixture
-def first(tmp_path: Path) -> str:
+def first() -> np.ndarray:
     """Centroids to begin with."""
-    np.save(tmp_path / "first.npy", data()[:12])
-    return str(tmp_path / "first.npy")
+    return data()[:12]
 
 
 @pytest.mark.usefixtures("rapids")
-def test_slices_come_to_the_torch_engines_centroids(first: str) -> None:
+def test_slices_come_to_the_torch_engines_centroids(first: np.ndarray) -> None:
     options = FitOptions(12, init=first, tol=1e-9, checkpoint_every=4)
     ours = fit(points_of(data(), parts=3), options)
     theirs = torch_engine.fit(points_of(data()), options, Alone())
@@ -176,7 +175,7 @@ def test_slices_come_to_the_torch_engines_centroids(first: str) -> None:
 
 @pytest.mark.usefixtures("rapids")
 @pytest.mark.parametrize("every", [1, 7, 100])
-def test_slices_stop_by_the_rules_and_at_max_iter(first: str, every: int) -> None:
+def test_slices_stop_by_the_rules_and_at_max_iter(first: np.ndarray, every: int) -> None:
     whole = fit(points_of(data()), FitOptions(12, init=first, tol=1e-3, checkpoint_every=every))
     assert 5 < whole.iterations < 100
     short = fit(points_of(data()), FitOptions(12, init=first, tol=1e-3, checkpoint_every=every, max_iter=5))

@@ -12,7 +12,8 @@ import pytest
 
 from raycurate.core import storage
 from raycurate.core.errors import InputError
-from raycurate.kmeans.shards import pieces_of, read_piece, shares, unit_vectors
+from raycurate.kmeans.shards import pieces_of, read_piece, shares
+from raycurate.kmeans.vectors import unit_vectors
 
 
 def write(path: Path, rows: np.ndarray, *, group: int, kind: str = "fixed") -> None:

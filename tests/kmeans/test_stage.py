@@ -71,7 +71,7 @@ def test_rows_lie_by_their_nearest_centroid_with_both_distances(tmp_path: Path) 
         rc.kmeans(str(tmp_path / "in"), str(tmp_path / "out"), n_clusters=5, metadata_fields=["length"])
 
 
-def test_unusable_vectors_and_repeated_ids_are_rejects_with_a_reason(tmp_path: Path) -> None:
+def test_unusable_vectors_are_rejects_with_a_reason_and_repeated_ids_are_told_apart(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"id": f"d{i}", "embeddings": [1.0, float(i)]} for i in range(20)]
     rows[3]["embeddings"] = [0.0, 0.0]
     rows[4]["embeddings"] = [float("nan"), 1.0]
@@ -80,13 +80,47 @@ def test_unusable_vectors_and_repeated_ids_are_rejects_with_a_reason(tmp_path: P
     rows[7]["id"] = "d0"
     (tmp_path / "in").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in/a.parquet")
-    result = rc.kmeans(str(tmp_path / "in"), str(tmp_path / "out"), n_clusters=2)
-    reasons = ["zero_vector", "non_finite_vector", "null_vector", "wrong_dimension", "duplicate_id"]
-    assert result.manifest.rejects == dict.fromkeys(reasons, 1) and result.manifest.counts["rows"] == 15
-    [file] = (tmp_path / "out/rejects").iterdir()
+    with pytest.raises(
+        InputError, match=r"1 row has the id of an earlier row: 'd0' in .*a\.parquet.*repeated_ids=rename"
+    ):
+        rc.kmeans(str(tmp_path / "in"), str(tmp_path / "out"), n_clusters=2)
+    result = rc.kmeans(str(tmp_path / "in"), str(tmp_path / "out"), n_clusters=2, repeated_ids="rename")
+    reasons = ["zero_vector", "non_finite_vector", "null_vector", "wrong_dimension"]
+    assert result.manifest.rejects == dict.fromkeys(reasons, 1)
+    counts = result.manifest.counts
+    assert (counts["rows"], counts["renamed"], counts["resumed_rows"]) == (16, 1, 20)
+    [file] = (tmp_path / "out/_rejects").iterdir()
     listed = {line["id"]: line["reject_reason"] for line in map(json.loads, file.read_text().splitlines())}
-    assert listed == {f"d{i}": reason for i, reason in zip((3, 4, 5, 6, 0), reasons, strict=True)}
-    assert read(tmp_path / "out")["id"].to_pylist().count("d0") == 1
+    assert listed == {f"d{i}": reason for i, reason in zip((3, 4, 5, 6), reasons, strict=True)}
+    [renamed] = (tmp_path / "out/_renamed").iterdir()
+    line = json.loads(renamed.read_text())
+    assert line["id"] == "d0" and line["renamed_to"].startswith("d0#")
+    assert {"d0", line["renamed_to"]} < set(read(tmp_path / "out")["id"].to_pylist())
+
+
+def test_integer_ids_stay_integers_and_an_array_can_be_the_first_centroids(tmp_path: Path) -> None:
+    data, _ = blobs(60, 4, 3, 1)
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"id": np.arange(60), "embeddings": list(data)}), tmp_path / "in/a.parquet")
+    options: dict[str, Any] = {"max_iter": 1, "tol": 0}
+    result = rc.kmeans(str(tmp_path / "in"), str(tmp_path / "out"), init=data[:3], **options)
+    table = read(tmp_path / "out")
+    assert table["id"].type == pa.int64() and sorted(table["id"].to_pylist()) == list(range(60))
+    labels = (data @ data[:3].T - (data[:3] ** 2).sum(1) / 2).argmax(1)
+    np.testing.assert_allclose(result.centroids(), [data[labels == k].mean(0) for k in range(3)], atol=1e-6)
+    assert rc.kmeans(str(tmp_path / "in"), str(tmp_path / "out"), init=data[:3], **options).skipped
+    with pytest.raises(OutputExistsError, match="init"):
+        rc.kmeans(str(tmp_path / "in"), str(tmp_path / "out"), init=data[3:6], **options)
+    with pytest.raises(InputError, match=r"init: the first centroids are \[3, 4\], wanted are \[2, 4\]"):
+        rc.kmeans(str(tmp_path / "in"), str(tmp_path / "two"), init=data[:3], n_clusters=2)
+
+
+@pytest.mark.parametrize("seed", [0, 42])
+def test_the_small_input_of_one_cluster(shared_cases: Path, tmp_path: Path, seed: int) -> None:
+    result = rc.kmeans(str(shared_cases / "few-clusters/in"), str(tmp_path / "out"), n_clusters=1, random_state=seed)
+    rows = matrix(read(tmp_path / "out"))
+    assert len(rows) == 300
+    np.testing.assert_allclose(result.centroids()[0], rows.mean(0), atol=1e-6)
 
 
 def test_json_lines_and_one_cluster(tmp_path: Path) -> None:
