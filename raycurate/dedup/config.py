@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from raycurate.core.cluster import ActorGroupOptions
 from raycurate.core.config import StageConfig, option
@@ -16,7 +16,9 @@ RANKINGS = ("hard", "easy", "random")
 class DedupConfig(StageConfig):
     """Clusters in; neighbours, edges, duplicates and the documents that are kept out."""
 
-    input: str = option(..., "Output of the kmeans stage: centroid=K folders and _kmeans_centroids.npy.")
+    input: str = option(
+        ..., "Output of the kmeans stage, or of NeMo Curator's: centroid=K folders and, for probe, the centroids."
+    )
     output: str = option(..., "Folder or URI the result is written to.", operational=True)
     documents: str | list[str] | None = option(
         None, "The documents that were embedded; given, they are written again without the duplicates."
@@ -35,7 +37,10 @@ class DedupConfig(StageConfig):
         "columns, smallest first ('-column': largest first; nulls last).",
     )
     random_state: int = option(42, "Seed of which_to_keep=random.", ge=0)
-    eps: float = option(0.01, "Rows with a cosine of at least 1 - eps to one that stays are removed.", ge=0, lt=1)
+    eps: Annotated[float, Field(ge=0, lt=1)] | None = option(
+        0.01,
+        "Rows with a cosine of at least 1 - eps to one that stays are removed; null: find the pairs, remove nothing.",
+    )
     decision: Literal["survivor", "earlier"] = option(
         "survivor", "Near to what: a row that is kept (survivor), or any row that ranks earlier (earlier)."
     )
@@ -72,13 +77,21 @@ class DedupConfig(StageConfig):
     @field_validator("score_floor")
     @classmethod
     def _eps_within_floor(cls, value: float, info: ValidationInfo) -> float:
-        eps = info.data.get("eps", 0.0)
+        eps = info.data.get("eps") or 0.0
         if eps > 1 - value + 1e-9:
             raise ValueError(
                 f"eps={eps:g} needs pairs of cosine {1 - eps:g}, and score_floor={value:g} leaves out those below; "
                 f"set eps to {1 - value:.6g} or less, or a lower score_floor"
             )
         return value
+
+    @model_validator(mode="after")
+    def _nothing_to_remove_without_eps(self) -> Self:
+        if self.eps is None and self.documents is not None:
+            raise ValueError(
+                "eps=null removes nothing, so there are no documents to write; leave documents out, or set eps"
+            )
+        return self
 
     def pair_keys(self) -> dict[str, Any]:
         """The options that decide neighbours and edges; the others decide only what follows from them."""

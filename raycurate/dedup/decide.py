@@ -147,7 +147,7 @@ def duplicates_of(neighbours: pa.Table, edges: pa.Table, rule: Rule) -> pa.Table
 def coded_edges(edges: pa.Table, rule: Rule) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.Array]:
     """(later, earlier, cosines, ids): the edges that are close enough, with ids as indices."""
     edges = edges.filter(pc.greater_equal(edges["cosine"].cast(pa.float64()), rule.threshold))
-    both = pa.chunked_array([*edges["id"].chunks, *edges["earlier_id"].chunks], pa.string()).combine_chunks()
+    both = pa.chunked_array([*edges["id"].chunks, *edges["earlier_id"].chunks], edges["id"].type).combine_chunks()
     coded = pc.dictionary_encode(both)
     codes = coded.indices.to_numpy().astype(np.int64)
     return codes[: len(edges)], codes[len(edges) :], edges["cosine"].to_numpy(), coded.dictionary

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raycurate.data.ids import id_strings
+
 OLD = "_old"
 DISTANCE = "cosine_dist_to_cent"
 _DRAW = "_draw"
@@ -29,7 +31,7 @@ def rank(rows: pa.Table, *, which_to_keep: str | Sequence[str], id_field: str, s
     """
     keys = [(OLD, "descending")] if OLD in rows.column_names else []
     if which_to_keep == "random":
-        rows = rows.append_column(_DRAW, pa.array(hashed(rows[id_field], f"random-{seed:016x}")))
+        rows = rows.append_column(_DRAW, pa.array(hashed(id_strings(rows[id_field]), f"random-{seed:016x}")))
         keys.append((_DRAW, "ascending"))
     elif isinstance(which_to_keep, str):
         keys.append((DISTANCE, "descending" if which_to_keep == "hard" else "ascending"))
@@ -48,6 +50,11 @@ def hashed(strings: pa.ChunkedArray | pa.Array, key: str = "raycurate-key-00") -
     from pandas.util import hash_array
 
     return hash_array(strings.to_numpy(zero_copy_only=False), hash_key=key[-16:].ljust(16, "0"), categorize=False)
+
+
+def hashed_ids(ids: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """64-bit hashes of ids, uint64 [n]: the same for an id however a file keeps it."""
+    return hashed(id_strings(ids).fill_null(""))
 
 
 def content_hashes(rows_ND: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raycurate.core.cluster import remote_task
+from raycurate.data.ids import id_strings
 from raycurate.dedup.clusters import Reader
 from raycurate.dedup.decide import Rule, coded_edges, read_tables
 from raycurate.dedup.ranking import hashed
@@ -53,9 +54,13 @@ def _draw(reader: Reader, clusters: list[int], sample: int) -> pa.Table:
     best: pa.Table | None = None
     for k in clusters:
         for table in reader.batches(k, vectors=True):
-            ids = table[reader.id_field].cast(pa.string())
+            ids = table[reader.id_field]
             part = pa.table(
-                {"id": ids, "draw": pa.array(hashed(ids, _DRAW_KEY)), "vector": table[reader.embedding_field]}
+                {
+                    "id": ids,
+                    "draw": pa.array(hashed(id_strings(ids), _DRAW_KEY)),
+                    "vector": table[reader.embedding_field],
+                }
             )
             both = part if best is None else pa.concat_tables([best, part])
             best = both.take(pc.sort_indices(both, sort_keys=[("draw", "ascending"), ("id", "ascending")])[:sample])
@@ -71,7 +76,7 @@ def _near(reader: Reader, clusters: list[int], sample: pa.Table, threshold: floa
         for table in reader.batches(k, vectors=True):
             scores_SN = rows_SD @ as_matrix(table[reader.embedding_field]).T
             which, other = np.nonzero(scores_SN.astype(np.float64) >= threshold)
-            ids = table[reader.id_field].cast(pa.string())
+            ids = table[reader.id_field]
             pairs = pa.table({"a": names.take(pa.array(which)), "b": ids.take(pa.array(other))})
             found.append(pairs.filter(pc.not_equal(pairs["a"], pairs["b"])))
     return pa.concat_tables(found)

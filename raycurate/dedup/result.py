@@ -53,8 +53,10 @@ class DedupResult:
         return self.manifest.counts["removed"] / max(1, self.manifest.counts["rows"])
 
     @property
-    def eps(self) -> float:
-        return float(self.manifest.key.options["eps"])
+    def eps(self) -> float | None:
+        """None when pairs were found and nothing was decided."""
+        found = self.manifest.key.options["eps"]
+        return None if found is None else float(found)
 
     @property
     def sweep(self) -> dict[float, float]:
@@ -76,7 +78,7 @@ class DedupResult:
                     where=self.output,
                     fix=f"Use an eps of {1 - floor:.6g} or less, or deduplicate again with a lower score_floor",
                 )
-        rule = Rule(self.eps, decision or self.manifest.key.options["decision"])
+        rule = Rule(self.eps or 0.0, decision or self.manifest.key.options["decision"])
         probe = int(self.manifest.key.options["probe"])
         counted = decide_all(self.output, self.manifest.files, rule, list(eps), probe=probe, write=None)
         return [Decision(value, rule.decision, counted.rows, (counted.sweep or {})[value]) for value in eps]
@@ -87,7 +89,7 @@ class DedupResult:
         Returns:
             id, kept_id and cosine_sim_score of each.
         """
-        target = 1 - (self.eps if near is None else near)
+        target = 1 - ((self.eps or 0.0) if near is None else near)
         best: list[tuple[float, int, dict[str, Any]]] = []
         for file in self.manifest.files:
             if not file.path.startswith("duplicates/"):
@@ -109,7 +111,9 @@ class DedupResult:
         lines = [
             f"rows      {counts['rows']:,} in {counts['clusters']:,} clusters; {counts['edges']:,} pairs of cosine >= "
             f"{options['score_floor']:g}",
-            f"removed   {counts['removed']:,} ({self.duplicate_ratio:.2%}) at eps {self.eps:g}, decision "
+            "removed   nothing: eps is null, so pairs were found and not decided on"
+            if self.eps is None
+            else f"removed   {counts['removed']:,} ({self.duplicate_ratio:.2%}) at eps {self.eps:g}, decision "
             f"{options['decision']}",
             "eps       " + "  ".join(f"{eps:g}: {share:.2%}" for eps, share in sorted(self.sweep.items())),
         ]

@@ -20,6 +20,7 @@ from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError
 from raycurate.core.finalise import Finalised
 from raycurate.core.manifest import (
+    RENAMED,
     Manifest,
     OutputFile,
     StageKey,
@@ -35,15 +36,23 @@ from raycurate.core.observe import Clock, get_logger
 from raycurate.core.staging import staging_folder
 from raycurate.data.documents import DocumentsOptions, Listing, list_documents
 from raycurate.dedup import recall as recalling
-from raycurate.dedup.clusters import Clusters, Reader, earlier_corpus, open_clusters, reader_of
+from raycurate.dedup.clusters import (
+    Clusters,
+    Reader,
+    earlier_corpus,
+    open_clusters,
+    reader_of,
+    refuse_repeated_ids,
+)
 from raycurate.dedup.config import ALGORITHM_VERSION, DedupConfig
 from raycurate.dedup.decide import Rule
-from raycurate.dedup.documents import removed_keys, write_documents
+from raycurate.dedup.documents import Removal, removed_keys, write_documents
 from raycurate.dedup.neighbours import PairOptions
 from raycurate.dedup.probe import merge_homes, stage_visitors
 from raycurate.dedup.ranking import ranking_columns
 from raycurate.dedup.result import DedupResult, decide_all, default_sweep
-from raycurate.dedup.work import PairRun, Resources, compare_all, items_of
+from raycurate.dedup.work import PairRun, Resources, compare_all, first_pass, items_of
+from raycurate.kmeans.centroids import CENTROIDS
 
 log = get_logger(__name__)
 
@@ -52,13 +61,17 @@ _ROWS_A_BATCH = 200_000  # of clusters that one task reads for probing or for th
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that was checked: the clusters, those of an earlier corpus, the documents and how to read them."""
+    """Everything that was checked: the clusters, those of an earlier corpus, the documents and how to read them.
+
+    renamed: files that list the documents that got ids of their own when they were embedded.
+    """
 
     clusters: Clusters
     old: Clusters | None
     old_duplicates: list[str]
     documents: DocumentsOptions | None
     listing: Listing | None
+    renamed: list[str]
 
     @property
     def fingerprint(self) -> str:
@@ -87,7 +100,8 @@ def open_inputs(config: DedupConfig) -> Inputs:
     if config.against is not None:
         path, old_duplicates = earlier_corpus(config.against)
         old = open_clusters(path, **names)
-        if not np.array_equal(old.centroids, clusters.centroids):
+        theirs, ours = old.centroids, clusters.centroids
+        if theirs is None or ours is None or not np.array_equal(theirs, ours):
             raise InputError(
                 f"its centroids are not those of {path}, which the earlier corpus was clustered with",
                 where=config.input,
@@ -95,24 +109,36 @@ def open_inputs(config: DedupConfig) -> Inputs:
             )
         if old.contract and clusters.contract:
             clusters.contract.require_same(old.contract, here=config.input, there=path)
-    documents = _documents(config)
-    return Inputs(clusters, old, old_duplicates, documents, list_documents(documents) if documents else None)
+    if config.probe > 1 and clusters.centroids is None:
+        raise InputError(
+            f"probe={config.probe} needs the centroids, and there is no file {CENTROIDS}",
+            where=config.input,
+            fix="Cluster the embeddings with `raycurate kmeans`, or leave probe out",
+        )
+    documents, renamed = _documents(config)
+    listing = list_documents(documents) if documents else None
+    return Inputs(clusters, old, old_duplicates, documents, listing, renamed)
 
 
-def _documents(config: DedupConfig) -> DocumentsOptions | None:
-    """How the documents are read: as the embeddings' manifest says, where it can be found, and as the user says."""
+def _documents(config: DedupConfig) -> tuple[DocumentsOptions | None, list[str]]:
+    """How the documents are read: as the embeddings' manifest says, where it can be found, and as the user says; and
+    the files that list which of them got ids of their own there."""
     if config.documents is None:
-        return None
+        return None, []
     values: dict[str, Any] = {}
+    renamed: list[str] = []
     clustered = read_manifest(config.input)
     embedded = read_manifest(clustered.inputs[0]) if clustered and len(clustered.inputs) == 1 else None
+    if clustered is not None and embedded is not None and embedded.key.stage == "embed":
+        listed = [file.path for file in embedded.files if file.path.startswith(f"{RENAMED}/")]
+        renamed = [storage.join(clustered.inputs[0], path) for path in listed]
     if embedded is not None and embedded.key.stage == "embed":
         known = (
             DocumentsOptions.model_fields.keys() - DocumentsOptions.operational_keys() - {"input", "metadata_fields"}
         )
         values = {name: value for name, value in embedded.key.options.items() if name in known}
     values |= config.document_options | {"input": config.documents}
-    return DocumentsOptions.parse(values, where="document_options")
+    return DocumentsOptions.parse(values, where="document_options"), renamed
 
 
 def stage_key(config: DedupConfig, inputs: Inputs) -> StageKey:
@@ -214,15 +240,19 @@ def run(config: DedupConfig) -> DedupResult:
     if done is not None:
         return DedupResult(config.output, done, skipped=True)
     clock = Clock()
+    refuse_repeated_ids(inputs.clusters, config.id_field)
+    precision = first_pass(resources, device)
     pairs = _pairs(config, inputs, resources, device)
     clock.lap("pairwise")
-    rule = Rule(config.eps, config.decision)
-    name = f"part-{key.fingerprint()[:8]}"
+    # Without an eps nothing is removed: what each of the usual ones would remove is counted.
+    rule = Rule(1 - config.score_floor if config.eps is None else config.eps, config.decision)
+    name = f"part-{key.fingerprint()[:8]}" if config.eps is not None else None
     counted = decide_all(config.output, pairs, rule, default_sweep(config.score_floor), probe=config.probe, write=name)
     clock.lap("decide")
     settings: dict[str, Any] = {
         "sweep": {f"{eps:g}": removed for eps, removed in (counted.sweep or {}).items()},
         "pairs_key": pairs_key(config, inputs),
+        "first_pass": precision,
     }
     duplicates = counted.files or []
     documents = _kept_documents(config, inputs, key, duplicates)
@@ -233,7 +263,7 @@ def run(config: DedupConfig) -> DedupResult:
         clock.lap("recall")
     counts = {
         "rows": counted.rows,
-        "removed": counted.removed,
+        "removed": counted.removed if config.eps is not None else 0,
         "clusters": len(inputs.clusters.rows),
         "edges": sum(file.rows or 0 for file in pairs if file.path.startswith("edges/")),
     }
@@ -261,10 +291,11 @@ def _kept_documents(
     """`documents/`: what is left of the documents; None when they were not given. Paths are the output's."""
     if inputs.documents is None or inputs.listing is None:
         return None
-    removed = removed_keys([storage.join(config.output, file.path) for file in duplicates])
-    staging = staging_folder(config.output, f"documents-{key.fingerprint()}")
+    paths = [storage.join(config.output, file.path) for file in duplicates]
+    removal = Removal(paths, removed_keys(paths), inputs.renamed)
+    staging = staging_folder(config.output, f"kept-{key.fingerprint()}")
     folder, name = storage.join(config.output, "documents"), f"part-{key.fingerprint()[:8]}"
-    written = write_documents(inputs.documents, inputs.listing, removed, folder, staging, name=name)
+    written = write_documents(inputs.documents, inputs.listing, removal, folder, staging, name=name)
     written.files = [file.model_copy(update={"path": f"documents/{file.path}"}) for file in written.files]
     return written
 
@@ -299,11 +330,8 @@ def _pairs(config: DedupConfig, inputs: Inputs, resources: Resources, device: st
 
 def _reader(config: DedupConfig, inputs: Inputs) -> Reader:
     fields = (config.id_field, config.embedding_field, config.text_field)
-    reader = reader_of(inputs.clusters, which_to_keep=config.which_to_keep, fields=fields)
-    if inputs.old is None:
-        return reader
-    both = reader.text_field if config.text_field in inputs.old.columns else None
-    return replace(reader, old=inputs.old.files, dropped=removed_keys(inputs.old_duplicates), text_field=both)
+    reader = reader_of(inputs.clusters, which_to_keep=config.which_to_keep, fields=fields, old=inputs.old)
+    return reader if inputs.old is None else replace(reader, dropped=removed_keys(inputs.old_duplicates))
 
 
 def _batches(rows_K: np.ndarray) -> list[list[int]]:

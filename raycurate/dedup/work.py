@@ -17,10 +17,11 @@ import numpy as np
 
 from raycurate.core import storage
 from raycurate.core.manifest import OutputFile
-from raycurate.core.observe import Progress
+from raycurate.core.observe import Progress, get_logger
 from raycurate.dedup.clusters import Reader
 from raycurate.dedup.neighbours import PairOptions, compare_chunk, merge, order, whole_cluster, write_tables
 
+log = get_logger(__name__)
 _PAIRS_A_TASK = 1 << 28
 _RETRIES = 5  # of a task whose worker died
 
@@ -111,6 +112,23 @@ def compare_all(run: PairRun, items: list[Item]) -> list[OutputFile]:
                 then = running.pop(reference)
                 running.update(then(ray.get(reference)))
     return [file for item in items for file in done[item.name]]
+
+
+def first_pass(resources: Resources, device: str) -> str:
+    """The precision of the first product over all pairs, as a worker chooses it; no score depends on it."""
+    import ray
+
+    found: str = ray.get(_Remote(resources)(_first_pass, "FirstPass")(device))
+    log.info("dedup: first pass in %s on %s", found, device)
+    return found
+
+
+def _first_pass(device: str) -> str:
+    import torch
+
+    from raycurate.encoders.devices import bfloat16_is_faster
+
+    return "bfloat16" if bfloat16_is_faster(torch.device(device)) else "float32"
 
 
 class _Remote:

@@ -34,7 +34,7 @@ def table(run: Run) -> list[tuple[str, str]]:
     embed, dedup, made = run.of("embed"), run.of("dedup"), run.of("prep", "convert")
     if embed is not None:
         rows.append(("documents", f"{embed.count('documents'):,}"))
-    if dedup is not None:
+    if dedup is not None and dedup.options["eps"] is not None:
         removed, total = dedup.count("removed"), dedup.count("rows")
         rows.append(("duplicates", f"{removed:,} removed ({removed / max(1, total):.1%})"))
     if made is not None:

@@ -54,6 +54,8 @@ def section(context: Context) -> Section | None:
     dedup = context.run.of("dedup")
     if dedup is None:
         return None
+    if dedup.options["eps"] is None:
+        return _undecided(dedup)
     removed, rows, eps = dedup.count("removed"), dedup.count("rows"), float(dedup.options["eps"])
     rule = {
         "survivor": "A document is removed if it is that near to one that is kept.",
@@ -68,6 +70,17 @@ def section(context: Context) -> Section | None:
     cards = [_sweep_card(dedup, eps), *_cosines_card(dedup, eps, edges, whole)]
     cards += _examples_cards(dedup, eps, edges, documents, problem)
     return Section("duplicates", "Duplicates", paragraph(lead), grid(*cards))
+
+
+def _undecided(dedup: StageOutput) -> Section:
+    """Pairs that were found by a run without an eps, which removes nothing."""
+    floor = float(dedup.options["score_floor"])
+    lead = (
+        f"{dedup.count('edges'):,} pairs of documents of a cosine of at least {floor:g} were found among "
+        f"{counted(dedup.count('rows'), 'document')}; eps is null, so nothing was removed."
+    )
+    edges, whole = parquet_rows(dedup.files("edges/"), ["id", "earlier_id", "cosine"], _PAIRS_READ)
+    return Section("duplicates", "Duplicates", paragraph(lead), grid(*_cosines_card(dedup, 1 - floor, edges, whole)))
 
 
 def _sweep_card(dedup: StageOutput, eps: float) -> Card:

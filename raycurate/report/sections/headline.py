@@ -31,7 +31,7 @@ def _documents(run: Run) -> Html | None:
 
 def _duplicates(run: Run) -> Html | None:
     dedup = run.of("dedup")
-    if dedup is None:
+    if dedup is None or dedup.options["eps"] is None:
         return None
     removed, rows = dedup.count("removed"), dedup.count("rows")
     note = f"{percent(removed / max(1, rows))} of {number(rows)} documents, at eps {dedup.options['eps']:g}"
