@@ -135,9 +135,9 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
         """What BEST is chosen by; None: the last checkpoint."""
         if self.best_metric != "auto":
             return self.best_metric
-        if self.val is not None:
-            return "val_mrr"
-        return "dev_ndcg10" if self.dev is not None else None
+        if self.dev is not None:  # a search of the whole corpus says more than a ranking of a few listed passages
+            return "dev_ndcg10"
+        return "val_mrr" if self.val is not None else None
 
     def result_keys(self) -> dict[str, Any]:
         """A path to go on from decides the result; whether an interrupted run is taken up does not."""

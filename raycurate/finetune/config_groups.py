@@ -184,7 +184,8 @@ class OptimiseConfig(StageConfig):
     )
     local_batch_size: int | None = option(
         None,
-        "Questions a worker has in memory at once; the rest of its share follows in further micro-steps.",
+        "Questions a worker has in memory at once; the rest of its share follows in further micro-steps. By default "
+        "all of it on a GPU, and on a CPU as many as its share of half of the machine's memory holds.",
         gt=0,
     )
     gradcache: bool | Literal["auto"] = option(
@@ -289,8 +290,8 @@ class CheckpointOptions(StageConfig):
         "auto", "val_mrr", "val_acc1", "val_loss", "dev_ndcg10", "dev_recall10", "dev_recall100", "dev_mrr10"
     ] = option(
         "auto",
-        "What BEST is chosen by; auto is val_mrr where there are "
-        "validation data, dev_ndcg10 where there is only dev, else the last checkpoint.",
+        "What BEST is chosen by; auto is dev_ndcg10 where there is dev, val_mrr where there are only validation data, "
+        "else the last checkpoint.",
     )
     asynchronous_checkpoints: bool | None = option(
         None,

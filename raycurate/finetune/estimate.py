@@ -185,7 +185,7 @@ class _Planner:
     def __init__(self, folder: str, model: ModelOptions, lora: LoraOptions | None) -> None:
         self._folder, self._lora = folder, lora
         self._outlines: dict[ModelOptions, ModelOutline] = {}
-        self._activations: dict[tuple[ModelOptions, bool, int], Activations] = {}
+        self._activations: dict[tuple[ModelOptions, bool, bool, int], Activations] = {}
         self.counts = self._outline(model).counts
 
     def estimate(self, model: ModelOptions, options: TrainOptions, setting: Setting) -> Estimate:
@@ -274,8 +274,8 @@ class _Planner:
         checkpointed = model.gradient_checkpointing
         autocast = autocast and options.precision == "bfloat16" and model.dtype == "float32"
         computed = model if autocast else replace(model, dtype=options.precision)
-        query = self._measured(computed, autocast, setting.query_length)
-        passage = self._measured(computed, autocast, setting.passage_length)
+        query = self._measured(computed, autocast, setting.cuda, setting.query_length)
+        passage = self._measured(computed, autocast, setting.cuda, setting.passage_length)
         copies = passage.copies * self.counts.towers
         if options.chunk_tokens and options.loss != "listed":
             texts = max(1, options.chunk_tokens // setting.passage_length)
@@ -283,10 +283,10 @@ class _Planner:
         each = query.kept(checkpointed) + setting.n_passages * passage.kept(checkpointed)
         return micro * (each + setting.n_passages * passage.recomputed(checkpointed)), copies
 
-    def _measured(self, model: ModelOptions, autocast: bool, length: int) -> Activations:
-        key = (_shape(model), autocast, length)
+    def _measured(self, model: ModelOptions, autocast: bool, cuda: bool, length: int) -> Activations:
+        key = (_shape(model), autocast, cuda, length)
         if key not in self._activations:
-            self._activations[key] = self._outline(model).activations(length, autocast=autocast)
+            self._activations[key] = self._outline(model).activations(length, autocast=autocast, cuda=cuda)
         return self._activations[key]
 
     def _outline(self, model: ModelOptions) -> ModelOutline:

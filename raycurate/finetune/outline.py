@@ -8,6 +8,7 @@ one of them; neither its weights nor a GPU are needed.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from raycurate.finetune.backbones import (
 )
 from raycurate.finetune.lora import LoraOptions, add_adapters
 
-_OUTLINE, _GROUPED = "outline", "outline_grouped"
+_OUTLINE, _ON_CPU, _GROUPED = "outline", "outline_on_cpu", "outline_grouped"
 _OUTSIDE = -1
 
 
@@ -129,12 +130,13 @@ class ModelOutline:
         self._fake = FakeTensorMode()
         _put_on_cpu(self.body, self._fake)
 
-    def activations(self, length: int, *, autocast: bool = False) -> Activations:
+    def activations(self, length: int, *, autocast: bool = False, cuda: bool = True) -> Activations:
         """What a text of `length` tokens keeps in training, computed in the precision of `options.dtype`.
 
         Attention itself keeps queries, keys, values, its result and a float32 number a head and token, as the fused
-        kernels do (Dao et al. 2022, FlashAttention, arXiv:2205.14135); only `eager` keeps the length x length
-        matrices (and SDPA with dropout on a CPU, which is not counted). With padded batches keys and values of grouped
+        kernels do (Dao et al. 2022, FlashAttention, arXiv:2205.14135); `eager` keeps the length x length matrices, and
+        so does SDPA with dropout on a CPU, which has no kernel for it: three float32 ones a head; `unpadded` does not.
+        With padded batches keys and values of grouped
         heads are kept once a head, and the mask once a layer, as SDPA gets them there.
         For a BERT layer in half precision with dropout this is the 34 x length x width bytes of Korthikanti et al.
         2022 (Reducing Activation Recomputation in Large Transformer Models, arXiv:2205.05198, equation 2 without the
@@ -142,8 +144,9 @@ class ModelOutline:
 
         Args:
             autocast: float32 parameters under autocast to bfloat16.
+            cuda: whether it runs on a GPU.
         """
-        one, two = (self._recorded(texts, length, autocast) for texts in (1, 2))
+        one, two = (self._recorded(texts, length, autocast, cuda) for texts in (1, 2))
         each = {place: two.kept[place] - one.kept[place] for place in two.kept}
         numbers = range(len(one.inputs))
         return Activations(
@@ -153,14 +156,15 @@ class ModelOutline:
             copies=one.kept.total() - sum(each.values()),
         )
 
-    def _recorded(self, texts: int, length: int, autocast: bool) -> _Ledger:
+    def _recorded(self, texts: int, length: int, autocast: bool, cuda: bool) -> _Ledger:
         eager = self.options.attention == "eager"
         grouped = self.options.attention in ("unpadded", "flash_attention_2")
+        padded = _OUTLINE if cuda else _ON_CPU
         training = self.body.training
         self.body.train()
         ledger = _Ledger(self.body)
         with (
-            _attending_as(self.body, "eager" if eager else _GROUPED if grouped else _OUTLINE),
+            _attending_as(self.body, "eager" if eager else _GROUPED if grouped else padded),
             torch.autocast("cpu", torch.bfloat16, enabled=autocast),
             self._fake,
             ledger.open(),
@@ -256,6 +260,7 @@ def _attending_as(body: Any, name: str) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(_OUTLINE, _attention)
+    AttentionInterface.register(_ON_CPU, functools.partial(_attention, cuda=False))
     AttentionInterface.register(_GROUPED, _grouped_attention)
     before = body.config._attn_implementation
     body.set_attn_implementation(name)
@@ -265,28 +270,34 @@ def _attending_as(body: Any, name: str) -> Iterator[None]:
         body.set_attn_implementation(before)
 
 
-def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **kwargs: Any) -> Any:
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, cuda: bool = True, **kwargs: Any
+) -> Any:
     """As transformers' SDPA with padding: grouped keys and values are repeated, and the mask becomes numbers."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     bias = query.new_empty((len(query), 1, query.shape[2], query.shape[2]))
-    return _Fused.apply(query, key, value, bias), None
+    kept = [bias]
+    if kwargs.get("dropout") and not cuda:  # the weights, the mask as numbers, and the weights that are left
+        texts, heads, length = query.shape[:3]
+        kept.append(query.new_empty((texts, 3 * heads, length, length), dtype=torch.float32))
+    return _Fused.apply(query, key, value, kept), None
 
 
 def _grouped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **kwargs: Any) -> Any:
-    """As attention without padding does it."""
-    return _Fused.apply(query, key, value, query.new_empty(0)), None
+    """As attention without padding does it, which computes what dropout would keep twice (unpadded.py)."""
+    return _Fused.apply(query, key, value, []), None
 
 
 class _Fused(torch.autograd.Function):
     """What a fused attention kernel keeps, without its arithmetic: [B, heads, T, d] -> [B, T, heads, d]."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, others: list[Tensor]) -> Tensor:
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
         sums = query.new_empty(query.shape[:3], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, bias, out, sums)
+        ctx.save_for_backward(query, key, value, *others, out, sums)
         return out
 
     @staticmethod

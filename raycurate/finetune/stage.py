@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from raycurate.core import storage
@@ -36,14 +37,16 @@ from raycurate.finetune.base_eval import measure_base, refuse_untrained
 from raycurate.finetune.card import write_card
 from raycurate.finetune.checkpoints import CONSOLIDATED, STATE, Checkpoint, CheckpointStore
 from raycurate.finetune.config import ALGORITHM_VERSION, FinetuneConfig
-from raycurate.finetune.driver import CHECKPOINTS, RUN_RECORD, Job, fit, layout, steps_of, worker_memory
+from raycurate.finetune.driver import CHECKPOINTS, RUN_RECORD, Job, Layout, fit, layout, steps_of, worker_memory
 from raycurate.finetune.logs import FILE as LOG_FILE
 from raycurate.finetune.result import FinetuneResult
 from raycurate.finetune.teacher import TEACHER, Teacher
 from raycurate.finetune.worker import make_prepared, resume_place
 
 if TYPE_CHECKING:
+    from raycurate.core.capacity import Capacity
     from raycurate.core.contract import EmbeddingContract
+    from raycurate.finetune.estimate import Setting
 
 log = get_logger(__name__)
 
@@ -109,7 +112,7 @@ def describe_plan(config: FinetuneConfig) -> str:
 
     from raycurate.encoders.devices import warn_if_imitated
     from raycurate.encoders.fetch import fetch_model
-    from raycurate.finetune.estimate import Setting, estimate_training
+    from raycurate.finetune.estimate import estimate_training
 
     found = capacity()
     plan = layout(config, found)
@@ -118,21 +121,44 @@ def describe_plan(config: FinetuneConfig) -> str:
     if not plan.gpus:
         warn_if_imitated(options.precision, torch.device("cpu"), where="precision", backward=True)
     questions, said = _count(config)
-    setting = Setting(
+    setting = replace(_setting(config, plan, questions), memory=worker_memory(plan, found))
+    folder = fetch_model(config.encoder_options())
+    config = _cut_to_memory(config, plan, found, questions)
+    options = config.train_options(cuda=plan.gpus > 0)
+    estimate = estimate_training(folder, config.model_options(), options, setting, lora=config.lora_options())
+    estimate.require_fit()
+    waits = [report.waits_for_nodes] if report.waits_for_nodes else []
+    facts = [f"{name.ljust(12)} {fact}" for name, fact in _model_facts(config)]
+    return "\n".join([f"workers      {plan.describe()}", *facts, estimate.report(), f"state        {said}", *waits])
+
+
+def _setting(config: FinetuneConfig, plan: Layout, questions: int | None) -> Setting:
+    from raycurate.finetune.estimate import Setting
+
+    return Setting(
         ranks=plan.most,
-        memory=worker_memory(plan, found),
         cuda=plan.gpus > 0,
         questions=questions,
         n_passages=config.n_passages,
         query_length=config.query_max_length,
         passage_length=config.passage_max_length,
     )
-    folder = fetch_model(config.encoder_options())
-    estimate = estimate_training(folder, config.model_options(), options, setting, lora=config.lora_options())
-    estimate.require_fit()
-    waits = [report.waits_for_nodes] if report.waits_for_nodes else []
-    facts = [f"{name.ljust(12)} {fact}" for name, fact in _model_facts(config)]
-    return "\n".join([f"workers      {plan.describe()}", *facts, estimate.report(), f"state        {said}", *waits])
+
+
+def _cut_to_memory(config: FinetuneConfig, plan: Layout, found: Capacity, questions: int | None) -> FinetuneConfig:
+    """The same, with a local_batch_size where a worker on a CPU would take more than its share of the memory."""
+    from raycurate.encoders.fetch import fetch_model
+    from raycurate.finetune.micro_batch import half_of_a_machine, questions_at_once
+
+    memory = half_of_a_machine(plan.most, len(found.nodes), worker_memory(plan, found))
+    chosen = questions_at_once(
+        fetch_model(config.encoder_options()),
+        config.model_options(),
+        config.train_options(cuda=plan.gpus > 0),
+        replace(_setting(config, plan, questions), memory=memory),
+        lora=config.lora_options(),
+    )
+    return config if chosen is None else config.model_copy(update={"local_batch_size": chosen})
 
 
 def _model_facts(config: FinetuneConfig) -> list[tuple[str, str]]:
@@ -203,6 +229,8 @@ def run(config: FinetuneConfig) -> FinetuneResult:
     for name, said in _model_facts(config):
         log.info("finetune: %s: %s", name, said)
     train_data, val_data = make_prepared(config)
+    config = _cut_to_memory(config, plan, found, len(train_data))
+    options = config.train_options(cuda=plan.gpus > 0)
     steps = steps_of(train_data, options, plan)
     _refuse_what_is_over(config, steps)
     clock.lap("prepare")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from raycurate.encoders.packed import (
     Layout,
@@ -73,7 +74,14 @@ def attention(
 def _by_length(
     qkv: tuple[Tensor, ...], layout: Layout, window: int | None, *, scaling: float | None, dropout: float
 ) -> Tensor:
-    """Attention of each run of equally long texts; the tensors are those of `attention`."""
+    """Attention of each run of equally long texts; the tensors are those of `attention`.
+
+    With dropout the CPU's kernel keeps three length x length matrices a head for the backward pass, more than all else
+    of a layer from 150 tokens on. They are computed again there instead, from the same random numbers.
+    """
+    attend = functional.scaled_dot_product_attention
+    if dropout and torch.is_grad_enabled():
+        attend = functools.partial(checkpoint, attend, use_reentrant=False)
     sizes = [count * length for _, count, length in layout.groups]
     grouped_queries = qkv[0].shape[1] != qkv[1].shape[1]
     out = []
@@ -81,9 +89,7 @@ def _by_length(
         q, k, v = (part.unflatten(1, (count, length)).transpose(0, 1) for part in parts)
         mask = window_mask(length, window, layout.causal)
         causal = layout.causal and mask is None
-        attended = functional.scaled_dot_product_attention(
-            q, k, v, mask, dropout, causal, scale=scaling, enable_gqa=grouped_queries
-        )
+        attended = attend(q, k, v, mask, dropout, causal, scale=scaling, enable_gqa=grouped_queries)
         out.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(out)[None]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from raycurate.finetune import losses
 from raycurate.finetune.batches import Feed, prefetch
@@ -20,8 +21,8 @@ _BATCH = 32
 def validate(parallel: Parallel, data: Prepared, options: TrainOptions) -> dict[str, float]:
     """`val_loss`, `val_acc1`, `val_mrr` and `val_questions` of the model as it is; every rank must call it.
 
-    Each positive stands against its question's own listed negatives, with any loss: so the numbers do not depend on
-    batch sizes or ranks, and can be compared between trainings.
+    Each positive stands against its question's own listed negatives, each of them once, with any loss: so the numbers
+    do not depend on batch sizes or ranks, and can be compared between trainings.
     """
     rank, ranks = world()
     local = options.validation_batch_size or min(options.local_batch_size or _BATCH, _BATCH)
@@ -39,8 +40,17 @@ def validate(parallel: Parallel, data: Prepared, options: TrainOptions) -> dict[
             scores_QN = losses.listed_scores(queries, passages)
             columns = batch.columns
             forbidden_QN = columns.forbidden_QP.gather(1, columns.own_QN())
+            forbidden_QN |= repeated(batch.keys.texts_P.view(scores_QN.shape))
             loss_Q = losses.listed(scores_QN, temperature=options.temperature, forbidden_QN=forbidden_QN)
             tally.add(loss_Q, scores_QN, forbidden_QN, batch.real_Q)
     finally:
         model.train()
     return tally.result()
+
+
+def repeated(texts_QN: Tensor) -> Tensor:
+    """bool [Q, N]: True at a passage whose text stands before in its row, as where too few negatives were cycled.
+
+    A copy would be ranked as often as it stands there: one negative above the positive would make its rank N.
+    """
+    return (texts_QN[:, :, None] == texts_QN[:, None, :]).tril(-1).any(-1)

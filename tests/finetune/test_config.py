@@ -128,7 +128,8 @@ def test_best_is_chosen_by_what_is_there() -> None:
     assert _config().metric is None
     assert _config(val="v.json").metric == "val_mrr"
     assert _config(dev="eval_beir").metric == "dev_ndcg10"
-    assert _config(val="v.json", best_metric="val_loss").metric == "val_loss"
+    assert _config(val="v.json", dev="eval_beir").metric == "dev_ndcg10"
+    assert _config(val="v.json", dev="eval_beir", best_metric="val_loss").metric == "val_loss"
 
 
 def test_how_it_runs_plays_no_part_in_whether_it_is_done() -> None:

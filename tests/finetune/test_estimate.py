@@ -15,6 +15,7 @@ from raycurate.finetune.backbones import ModelOptions
 from raycurate.finetune.estimate import Setting, estimate_training
 from raycurate.finetune.flops import GIB, device_named, peak_flops, training_flops
 from raycurate.finetune.lora import LoraOptions
+from raycurate.finetune.micro_batch import PROCESS, half_of_a_machine, questions_at_once
 from raycurate.finetune.model import BiEncoder, load_bi_encoder
 from raycurate.finetune.options import TrainOptions
 from raycurate.finetune.outline import ModelOutline
@@ -74,16 +75,17 @@ def kept_bytes(model: BiEncoder, texts: int, length: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("family", "attention"),
-    [(name, "sdpa") for name in ("llama", "bert", "modernbert", "qwen3", "gemma3_text")]
-    + [(name, "eager") for name in ("llama", "bert")],
+    ("family", "attention", "dropout"),
+    [(name, "sdpa", 0.0) for name in ("llama", "bert", "modernbert", "qwen3", "gemma3_text")]
+    + [(name, "eager", 0.0) for name in ("llama", "bert")]
+    + [("llama", "sdpa", 0.1), ("bert", "sdpa", 0.1), ("bert", "unpadded", 0.1)],
 )
-def test_activations_are_those_of_the_real_model(tmp_path: Path, family: str, attention: Any) -> None:
+def test_activations_are_those_of_the_real_model(tmp_path: Path, family: str, attention: Any, dropout: float) -> None:
     """Within 5%, of 40 texts of 48 tokens; what is over is the mask and the pooling."""
     folder = save_family(tmp_path, family)
-    options = ModelOptions(bidirectional=True, pooling="mean", attention=attention, dropout=0.0)
+    options = ModelOptions(bidirectional=True, pooling="mean", attention=attention, dropout=dropout)
     measured = kept_bytes(load_bi_encoder(folder, options), 40, 48)
-    activations = ModelOutline(folder, options).activations(48)
+    activations = ModelOutline(folder, options).activations(48, cuda=False)
     counted = 40 * activations.kept(False) + activations.copies
     print(family, attention, measured, counted, counted / measured)
     assert 0.95 < counted / measured < 1.05
@@ -214,3 +216,30 @@ def test_lora_makes_it_fit(wide: str) -> None:
     assert found.fits and found.outline.trainable < found.outline.parameters / 100
     assert found.memory.gradients == found.outline.trainable * 4
     assert f"{found.outline.trainable:,} trained" in found.report()
+
+
+@pytest.mark.parametrize("loss", ["listed", "cross_rank"])
+@pytest.mark.parametrize("gib", [1.3, 2.5, 5, 40])
+def test_a_worker_on_a_cpu_is_cut_to_its_memory_and_no_further(tmp_path: Path, loss: Any, gib: float) -> None:
+    """What is chosen fits, and the next larger that could be does not."""
+    folder = config_folder(tmp_path / "bert", BERT_BASE | {"num_hidden_layers": 2})
+    model, options = ModelOptions(attention="unpadded"), TrainOptions(loss=loss, global_batch_size=48)
+    setting = Setting(ranks=2, memory=int(gib * GIB), n_passages=3, query_length=64, passage_length=256)
+    chosen = questions_at_once(folder, model, options, setting)
+    fits = {
+        n: estimate_training(folder, model, replace(options, local_batch_size=n), setting).memory.total
+        <= setting.memory - PROCESS  # type: ignore[operator]
+        for n in range(1, 25)
+        if loss != "listed" or 24 % n == 0
+    }
+    assert (chosen or 24) == max((n for n, fit in fits.items() if fit), default=1)
+    assert questions_at_once(folder, model, options, replace(setting, memory=None)) is None
+    assert questions_at_once(folder, model, replace(options, local_batch_size=4), setting) is None
+    assert questions_at_once(folder, model, options, replace(setting, cuda=True)) is None
+
+
+def test_half_of_a_machine_is_shared_by_the_workers_on_it() -> None:
+    here = half_of_a_machine(1, 1, None)
+    assert here is not None and half_of_a_machine(4, 1, None) == here // 4
+    assert half_of_a_machine(4, 3, 14 * GIB) == 10 * GIB
+    assert half_of_a_machine(4, 3, None) is None

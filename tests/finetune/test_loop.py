@@ -20,6 +20,8 @@ from raycurate.finetune.options import TrainOptions
 from raycurate.finetune.plan import plan_training
 from raycurate.finetune.prepared import Prepared
 from raycurate.finetune.step import NotANumberError
+from raycurate.finetune.validate import repeated
+from tests.encoders.tiny import TEXTS, WORDS
 from tests.finetune.families import save_family
 from tests.finetune.training_sets import prepared_for, write_set
 from tests.finetune.trainings import (
@@ -99,6 +101,26 @@ def test_checkpoints_and_validations_come_when_they_are_due(bert: Case):
     by_epoch = Diary()
     trained(bert, by_epoch, val_data=bert.data)
     assert [(epoch, step) for epoch, step, _ in by_epoch.saves] == [(0, 5), (1, 10)]
+
+
+def test_validation_does_not_rank_against_copies(bert: Case, tmp_path: Path):
+    """A question with fewer negatives than asked for is judged by those that it has, each counted once."""
+    documents = {f"d{i}": " ".join(TEXTS[0].split()[: i % 5 + 1] + WORDS[i : i + 3]) for i in range(12)}
+    rows: list[dict[str, Any]] = [
+        {"question_id": f"q{i}", "question": documents[f"d{i}"].split()[-1], "pos_doc": [f"d{i}"],
+         "neg_doc": [f"d{(i + 1 + k) % 12}" for k in range(1 + i % 2)]}
+        for i in range(12)
+    ]  # fmt: skip
+    found = []
+    for negatives in (2, 7):  # one or two stand there; with seven asked for there are copies
+        data = read_training_data(write_set(tmp_path / str(negatives), rows, documents, "few"))
+        prepared = prepared_for(bert.model, data, n_passages=1 + negatives)
+        diary = Diary()
+        trained(replace(bert, options={"max_steps": 1}), diary, val_data=prepared)
+        found.append({name: value for name, value in diary.saves[0][2].items() if name.startswith("val_")})
+    assert found[0]["val_mrr"] < 1 and found[0] == pytest.approx(found[1], rel=1e-5)
+    texts = torch.tensor([[5, 7, 7, 5, 9], [1, 2, 3, 4, 6]])
+    assert repeated(texts).tolist() == [[False, False, True, True, False], [False] * 5]
 
 
 def test_validation_numbers_do_not_depend_on_the_batch(bert: Case):
