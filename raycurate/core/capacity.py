@@ -15,9 +15,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from raycurate.core.errors import CapacityError
+from raycurate.core.errors import CapacityError, ConfigError
 
 UNLIMITED = -1
 _UNIT = 10_000  # Ray counts resources in ten-thousandths
@@ -94,6 +94,11 @@ class Capacity:
         """Nodes may come, and nobody knows how many."""
         return self.autoscaler and self.maximum is None
 
+    @property
+    def may_have_gpus(self) -> bool:
+        """Whether a GPU is live, or may come."""
+        return self.largest.gpu > 0 or any(g.resources.get("GPU", 0) > 0 for g in self.groups) or self.unknown_maximum
+
     def allowed_nodes(self, workers: int) -> list[NodeShape]:
         """The nodes of the largest allowed cluster, no more than `workers` of a kind beyond the live ones."""
         nodes = list(self.nodes)
@@ -141,6 +146,31 @@ class PlanReport:
     fits_now: bool
     waits_for_nodes: str | None
     table: str
+
+
+def asked_gpus(capacity: Capacity, device: str, numbers: Mapping[str, Any], *, where: str) -> float | None:
+    """GPUs of one worker as a stage's options ask for them; None where they leave it open.
+
+    Args:
+        device: auto, cpu or cuda.
+        numbers: option -> what it says: a number, or None or "auto".
+
+    Raises:
+        ConfigError: two of the options cannot both be meant.
+        CapacityError: GPUs are asked for, none is live and none can come.
+    """
+    said = {name: float(value) for name, value in numbers.items() if isinstance(value, int | float)}
+    words = [*([f"device={device}"] if device != "auto" else []), *(f"{name}={gpus:g}" for name, gpus in said.items())]
+    some = [device == "cuda"] * (device != "auto") + [gpus > 0 for gpus in said.values()]
+    if len(set(some)) > 1 or len(set(said.values())) > 1:
+        raise ConfigError(f"{' and '.join(words)} cannot both be meant", where=where, fix="Give one of them")
+    if any(some) and not capacity.may_have_gpus:
+        raise CapacityError(
+            f"{' and '.join(words)}: no node of the cluster has a GPU, and none that has one can come",
+            where=where,
+            fix="Leave it out to run on CPUs, or connect to a cluster with GPUs (--address or RAY_ADDRESS)",
+        )
+    return next(iter(said.values()), None)
 
 
 def check_plan(operators: list[OperatorDemand], capacity: Capacity) -> PlanReport:

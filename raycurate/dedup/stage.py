@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from raycurate.core import storage
-from raycurate.core.capacity import OperatorDemand
+from raycurate.core.capacity import OperatorDemand, asked_gpus
 from raycurate.core.cluster import capacity, check_plan, remote_task, require_ray
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError
@@ -164,7 +164,9 @@ def plan_run(config: DedupConfig) -> tuple[Inputs, Resources, str]:
     """
     inputs = open_inputs(config)
     room = capacity()
-    gpu = config.device == "cuda" or (config.device == "auto" and room.largest.gpu > 0)
+    asked = asked_gpus(room, config.device, {"actors.num_gpus": config.actors.num_gpus}, where="dedup")
+    automatic = config.device == "cuda" or (config.device == "auto" and room.largest.gpu > 0)
+    gpu = automatic if asked is None else asked > 0
     args = config.actors.ray_remote_args()
     cpus = args.pop("num_cpus", 1.0)
     gpus = args.pop("num_gpus", 1.0 if gpu else 0.0)

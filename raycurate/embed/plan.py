@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raycurate.core.capacity import Capacity, OperatorDemand, PlanReport, check_plan
+from raycurate.core.capacity import Capacity, OperatorDemand, PlanReport, asked_gpus, check_plan
 from raycurate.core.contract import EmbeddingContract
 from raycurate.embed.config import EmbedConfig
 from raycurate.encoders.base import choose_engine
@@ -84,13 +84,16 @@ def make_plan(
         weights_bytes: size of the model's weight files, of which every CPU actor holds a copy; 0 if unknown.
     """
     gpu_possible = capacity.largest.get("GPU", 0.0) > 0
-    wants_gpu = config.device == "cuda" or (config.device == "auto" and gpu_possible and config.num_gpus != 0)
+    numbers = {"num_gpus": config.num_gpus, "actors.num_gpus": config.actors.num_gpus}
+    asked = asked_gpus(capacity, config.device, numbers, where="embed")
+    automatic = config.device == "cuda" or (config.device == "auto" and gpu_possible)
+    wants_gpu = automatic if asked is None else asked > 0
     engine, reason = choose_engine(config, gpu=wants_gpu)
     if engine == "endpoint":
         return _endpoint_plan(config, contract, engine, reason, capacity)
     gpus = 0.0
     if wants_gpu:
-        gpus = 1.0 if config.num_gpus == "auto" else float(config.num_gpus)
+        gpus = 1.0 if asked is None else asked
     if gpus:
         low = max(1, int(capacity.live.get("GPU", 0.0) / gpus))
         high = max(low, int(capacity.largest.get("GPU", 0.0) / gpus))

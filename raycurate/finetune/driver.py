@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raycurate.core import storage
+from raycurate.core.capacity import asked_gpus
 from raycurate.core.cluster import (
     Capacity,
     OperatorDemand,
     user_error,
 )
-from raycurate.core.errors import ConfigError, RaycurateError
+from raycurate.core.errors import RaycurateError
 from raycurate.core.manifest import STAGING
 from raycurate.core.observe import get_logger
 from raycurate.finetune.card import Origin, named_data
@@ -111,19 +112,15 @@ def layout(config: FinetuneConfig, found: Capacity) -> Layout:
     """How many workers, and what each takes.
 
     Raises:
-        ConfigError: device=cuda on a cluster without GPUs.
+        ConfigError: options that cannot both be meant.
+        CapacityError: GPUs are asked for on a cluster without them.
     """
     gpus_there = int(max(found.live.gpu, found.largest.gpu))
-    if config.device == "cuda" and not gpus_there and not found.unknown_maximum:
-        raise ConfigError(
-            "device=cuda, and the cluster has no GPU",
-            where="device",
-            fix="Connect to one that has (--address or RAY_ADDRESS), or set device=cpu for a small model",
-        )
+    asked = asked_gpus(found, config.device, {"actors.num_gpus": config.actors.num_gpus}, where="finetune")
     cuda = config.device == "cuda" or (config.device == "auto" and gpus_there > 0)
-    if config.actors.num_gpus is not None:
-        cuda = config.actors.num_gpus > 0
-    gpus = (config.actors.num_gpus or 1.0) if cuda else 0.0
+    if asked is not None:
+        cuda = asked > 0
+    gpus = (asked or 1.0) if cuda else 0.0
     cpus = 1.0 if config.actors.num_cpus is None else config.actors.num_cpus
     if isinstance(config.num_workers, int):
         return Layout(config.num_workers, config.num_workers, cpus, gpus)

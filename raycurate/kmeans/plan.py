@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raycurate.core.capacity import Capacity, OperatorDemand, PlanReport, check_plan
+from raycurate.core.capacity import Capacity, OperatorDemand, PlanReport, asked_gpus, check_plan
 from raycurate.core.errors import CapacityError
 from raycurate.kmeans.centroids import Given
 from raycurate.kmeans.config import KMeansConfig
@@ -73,10 +73,12 @@ def make_plan(config: KMeansConfig, inputs: Embeddings, k: int, given: Given, ca
         CapacityError: the vectors to fit to are more than the cluster's memory holds.
     """
     gpus_there = capacity.largest.gpu > 0
-    on_gpu = config.device == "cuda" or (config.device == "auto" and gpus_there)
+    asked = asked_gpus(capacity, config.device, {"actors.num_gpus": config.actors.num_gpus}, where="kmeans")
+    automatic = config.device == "cuda" or (config.device == "auto" and gpus_there)
+    on_gpu = automatic if asked is None else asked > 0
     engine, reason = _engine(config, on_gpu)
     if on_gpu:
-        gpus = config.actors.num_gpus if config.actors.num_gpus is not None else 1.0
+        gpus = 1.0 if asked is None else asked
         workers = max(1, int((capacity.live.gpu or capacity.largest.gpu) / max(gpus, 0.01)))
         cpus, threads = (config.actors.num_cpus if config.actors.num_cpus is not None else 1.0), 0
     else:

@@ -224,6 +224,7 @@ def _task(workers: Workers, returns: int) -> Any:
 
 def plan_workers(wanted: int | None, device: str, options: ActorGroupOptions | None) -> Workers:
     """As the arguments of `search` ask for them; raises CapacityError and ConfigError as it does."""
+    from raycurate.core.capacity import asked_gpus
     from raycurate.core.cluster import OperatorDemand, capacity, check_plan
 
     if device not in ("auto", "cpu", "cuda"):
@@ -232,8 +233,7 @@ def plan_workers(wanted: int | None, device: str, options: ActorGroupOptions | N
     here = capacity()
     cpus = float(given.pop("num_cpus", 1.0))
     gpus = float(given.pop("num_gpus", 1.0 if device == "cuda" or (device == "auto" and here.live.gpu >= 1) else 0.0))
-    if device == "cpu":
-        gpus = 0.0
+    asked_gpus(here, device, {"num_gpus": options and options.num_gpus}, where="search")
     places = here.live.gpu / gpus if gpus else here.live.cpu / cpus if cpus else 1
     count = wanted or max(1, int(places))
     demand = OperatorDemand(

@@ -10,7 +10,7 @@ import pytest
 
 from raycurate.core.capacity import Capacity, NodeShape
 from raycurate.core.config import load_recipe
-from raycurate.core.errors import ConfigError, InputError, RaycurateError
+from raycurate.core.errors import CapacityError, ConfigError, InputError, RaycurateError
 from raycurate.finetune.config import FinetuneConfig
 from raycurate.finetune.driver import Layout, _own_error, layout
 from raycurate.pipeline import STAGES
@@ -174,7 +174,7 @@ def test_workers(values: dict[str, Any], cluster: Capacity, expected: Layout) ->
 
 
 def test_a_gpu_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match="the cluster has no GPU"):
+    with pytest.raises(CapacityError, match="no node of the cluster has a GPU"):
         layout(_config(device="cuda"), _cluster(cpu=4))
 
 
