@@ -16,7 +16,7 @@ from typing import Any
 
 from raycurate.arguments import help_text, parse
 from raycurate.core.errors import ConfigError, RaycurateError
-from raycurate.core.terminal import make_usable, reader_left, say
+from raycurate.core.terminal import ReaderLeft, make_usable, reader_left, say
 from raycurate.core.termination import SigtermIsCtrlC
 
 EXIT_ERROR = 2
@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.sigterm = sigterm
             code = _COMMANDS[options.command](options)
         return EXIT_READER_LEFT if reader_left() else code
+    except ReaderLeft:
+        return EXIT_READER_LEFT
     except Exception as error:
-        if reader_left():
-            return EXIT_READER_LEFT
         found = _user_error(error)
         if found is None:
             raise

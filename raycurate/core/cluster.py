@@ -109,7 +109,7 @@ def _autoscaler_reports() -> bool:
 class ActorGroupOptions(BaseModel):
     """What the workers of one actor group ask of their node, and the environment they run in."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     num_cpus: float | None = Field(default=None, ge=0, description="CPUs of one worker")
     num_gpus: float | None = Field(default=None, ge=0, description="GPUs of one worker")

@@ -17,12 +17,13 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from raycurate.core import storage
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError, OutputExistsError, RaycurateError
 from raycurate.core.observe import get_logger
+from raycurate.core.redaction import redact
 from raycurate.core.storage import FileEntry
 
 MANIFEST = "_manifest.json"
@@ -52,6 +53,11 @@ class StageKey(BaseModel):
     algorithm_version: int
     input_fingerprint: str
     options: dict[str, Any]
+
+    @field_validator("options")
+    @classmethod
+    def _without_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return redact(value)
 
     def fingerprint(self) -> str:
         return fingerprint(self.model_dump(mode="json"))
@@ -88,6 +94,11 @@ class Manifest(BaseModel):
     contract: dict[str, Any] | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @field_validator("inputs", "settings")
+    @classmethod
+    def _without_secrets(cls, value: Any) -> Any:
+        return redact(value)
 
 
 def listing_fingerprint(entries: list[FileEntry]) -> str:

@@ -10,6 +10,10 @@ from raycurate.core.errors import RaycurateError
 from raycurate.core.redaction import hide_credentials
 
 
+class ReaderLeft(Exception):
+    """Whoever read stdout has gone, as `head` does, which is nobody's error."""
+
+
 def make_usable() -> None:
     """Streams that can be written to, whatever was handed over; letters they cannot show are written as escapes.
 
@@ -33,20 +37,21 @@ def say(text: str) -> None:
     """Print a text, with no credentials in it, at once.
 
     Raises:
-        BrokenPipeError: the reader has left; see `reader_left`.
+        ReaderLeft: nobody reads any more.
         RaycurateError: it cannot be written, as on a full disk.
     """
     try:
         print(hide_credentials(text), flush=True)
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError as error:
+        _to_nowhere()
+        raise ReaderLeft from error
     except OSError as error:
         _to_nowhere()
         raise RaycurateError(f"it cannot be written ({error.strerror})", where="standard output") from error
 
 
 def reader_left() -> bool:
-    """Write out what is pending; whether stdout's reader has gone, as `head` does, which is nobody's error."""
+    """Write out what is pending; whether stdout's reader has gone."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()

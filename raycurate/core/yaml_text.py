@@ -42,6 +42,8 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(
                 None, None, f"it cannot be read ({error})", node.start_mark
             ) from None
+        if isinstance(value, bytes | set | tuple):
+            raise yaml.constructor.ConstructorError(None, None, "only plain values are read", node.start_mark)
         if isinstance(value, int) and abs(value) >= _WIDEST_NUMBER:
             raise yaml.constructor.ConstructorError(None, None, "this number is too large", node.start_mark)
         return value

@@ -22,9 +22,9 @@ from raycurate.data.rows import (
     ReadPlan,
     Row,
     as_text,
-    encodable,
     excerpt,
     generated_id,
+    source_of,
     unreadable,
 )
 from raycurate.data.segments import PARQUET_ROW_BITS, Segment
@@ -215,7 +215,7 @@ def _documents(batch: pa.RecordBatch, positions: np.ndarray, reader: _GroupReade
         ids,
         text,
         _optional_strings(batch, columns.title),
-        pc.fill_null(_optional_strings(batch, columns.source), encodable(path)),
+        pc.fill_null(_optional_strings(batch, columns.source), source_of(path)),
         pa.array(verdict.reasons, pa.string()),
         pa.array(verdict.details, pa.string()),
     ]

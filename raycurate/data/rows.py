@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from raycurate.core.errors import InputError
+from raycurate.core.redaction import hide_credentials
 from raycurate.data.segments import Segment
 
 BLOCK_ROWS = 4096
@@ -134,6 +135,11 @@ def encodable(text: str) -> str:
         return text.encode("utf-8", "replace").decode()
 
 
+def source_of(path: str) -> str:
+    """A file's path as its rows carry it, without the credentials that a URL may hold."""
+    return encodable(hide_credentials(path))
+
+
 def as_text(value: Any) -> str | None:
     """A metadata value as a string: strings as they are, null as null, what JSON has no type for as `str` says it."""
     if value is None:
@@ -204,7 +210,7 @@ class TableBuilder:
             row.id if row.id is not None else generated_id(path, row.position),
             row.text,
             row.title,
-            row.source or encodable(path),
+            row.source or source_of(path),
             row.reason,
             row.detail,
         )

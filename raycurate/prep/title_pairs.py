@@ -13,7 +13,7 @@ import pyarrow as pa
 from raycurate.core.errors import InputError
 from raycurate.data.documents import DocumentsOptions, Listing, list_documents, make_plan
 from raycurate.data.reading import read_segments
-from raycurate.data.rows import encodable
+from raycurate.data.rows import source_of
 from raycurate.data.sdg import Reject
 from raycurate.data.segments import Kind, cut, kind_of
 from raycurate.prep.convert_options import ConvertOptions
@@ -76,7 +76,7 @@ def _documents(
     """
     plan = make_plan(documents, None if split_field is None else [split_field], listing)
     field = split_field or DEFAULT_SPLIT_FIELD
-    containers = {encodable(f.path) for f in listing.files if kind_of(f.path)[0] in (Kind.JSONL, Kind.PARQUET)}
+    containers = {source_of(f.path) for f in listing.files if kind_of(f.path)[0] in (Kind.JSONL, Kind.PARQUET)}
     found_field = False
     for table in read_segments(cut(listing.files), plan):
         values = table[field] if field in table.column_names else pa.nulls(table.num_rows)
