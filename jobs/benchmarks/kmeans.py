@@ -104,8 +104,9 @@ def ours(data: np.ndarray, first: str, iterations: int, warm: float | None = Non
 
     curve: list[tuple[float, float]] = []
     points = Points([data], np.arange(len(data)), torch.device("cpu"), 32768)
+    centroids = np.load(first)
     options = FitOptions(
-        len(np.load(first)), init=first, max_iter=iterations, tol=0.0, warm_start_fraction=warm, random_state=0
+        len(centroids), init=centroids, max_iter=iterations, tol=0.0, warm_start_fraction=warm, random_state=0
     )
     started = time.perf_counter()
     fit(
@@ -127,7 +128,7 @@ def group(folder: Path, first: str, iterations: int, workers: int) -> float:
 
     pieces = pieces_of(storage.list_files(str(folder)), filetype="parquet", embedding_field="embeddings")
     centroids = np.load(first)
-    options = FitOptions(len(centroids), init=first, max_iter=iterations, tol=0.0)
+    options = FitOptions(len(centroids), init=centroids, max_iter=iterations, tol=0.0)
     plan = GroupPlan(workers, cpus=1, threads=1)
     return KMeansGroup(plan, pieces, centroids.shape[1]).fit(options).seconds
 

@@ -16,6 +16,8 @@ import pytest
 import raycurate as rc
 from raycurate.core import storage
 from raycurate.core.errors import RaycurateError
+from raycurate.embed.config import EmbedConfig
+from raycurate.embed.stage import run as embed
 
 BYTES = 2**20
 
@@ -55,14 +57,15 @@ def test_embed_and_kmeans_name_the_folder_and_go_on_when_there_is_room(small_dis
     (tmp_path / "docs").mkdir()
     texts = [np.random.default_rng(number).bytes(600).hex() for number in range(3000)]
     pq.write_table(pa.table({"id": [str(n) for n in range(3000)], "text": texts}), tmp_path / "docs/a.parquet")
+    options = {
+        "input": str(tmp_path / "docs"),
+        "output": str(small_disk / "emb"),
+        "engine": "tests.embed.hashing:HashEncoder",
+        "model": "hash",
+        "keep_text": True,
+    }
     with pytest.raises(RaycurateError, match=r"/disk/emb/.*: the disk is full"):
-        rc.embed(
-            str(tmp_path / "docs"),
-            output=str(small_disk / "emb"),
-            engine="tests.embed.hashing:HashEncoder",
-            model="hash",
-            keep_text=True,
-        )
+        embed(EmbedConfig.parse(options, where="embed"))
     storage.delete(str(small_disk / "emb"))
     subprocess.run(["mount", "-o", f"remount,size={64 * BYTES}", str(small_disk)], check=True)
     assert rc.kmeans(str(tmp_path / "in"), out, n_clusters=2).manifest.counts["rows"] == 1500

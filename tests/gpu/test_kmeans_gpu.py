@@ -51,6 +51,11 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+def of(init: str) -> str | np.ndarray:
+    """What a fit gets: the name of a way to begin, or the centroids of a file."""
+    return np.load(init) if init.endswith(".npy") else init
+
+
 @pytest.fixture(scope="module")
 def on_cpu(pieces: list[Piece], first: str) -> Callable[[str], Fit]:
     """The torch engine's fit on the CPU, by `init`; each is made once."""
@@ -58,7 +63,7 @@ def on_cpu(pieces: list[Piece], first: str) -> Callable[[str], Fit]:
 
     def fitted(init: str = first) -> Fit:
         if init not in made:
-            made[init] = KMeansGroup(GroupPlan(1, cpus=0.5), pieces, DIM).fit(FitOptions(K, init=init, tol=1e-6))
+            made[init] = KMeansGroup(GroupPlan(1, cpus=0.5), pieces, DIM).fit(FitOptions(K, init=of(init), tol=1e-6))
         return made[init]
 
     return fitted
@@ -78,7 +83,7 @@ def needs_rapids() -> None:
 @pytest.mark.parametrize("init", ["k-means||", "random"])
 def test_torch_on_cuda_is_torch_on_the_cpu(pieces, on_cpu, size, init):
     expected = on_cpu(init)
-    found = on_gpus(pieces, size, FitOptions(K, init=init, tol=1e-6))
+    found = on_gpus(pieces, size, FitOptions(K, init=of(init), tol=1e-6))
     np.testing.assert_allclose(found.centroids, expected.centroids, atol=1e-3)
     assert found.inertia == pytest.approx(expected.inertia, rel=1e-4) and found.rows == ROWS
 
@@ -88,7 +93,7 @@ def test_torch_on_cuda_is_torch_on_the_cpu(pieces, on_cpu, size, init):
 def test_raft_from_given_centroids_is_torch_on_the_cpu(pieces, first, on_cpu, size, fraction):
     """With a share of a millionth of the memory no worker's vectors fit: they are streamed from the host."""
     needs_rapids()
-    options = FitOptions(K, init=first, tol=1e-6, engine="raft", device_memory_fraction=fraction)
+    options = FitOptions(K, init=of(first), tol=1e-6, engine="raft", device_memory_fraction=fraction)
     found, expected = on_gpus(pieces, size, options), on_cpu(first)
     np.testing.assert_allclose(found.centroids, expected.centroids, atol=2e-3)
     assert found.inertia == pytest.approx(expected.inertia, rel=1e-3) and found.rows == ROWS

@@ -18,6 +18,7 @@ from raycurate.kmeans.lloyd import Iteration, Labelled
 from raycurate.kmeans.lloyd import lloyd as lloyd_of
 from raycurate.kmeans.points import Points, uniform
 from raycurate.kmeans.seeding import random_rows, scalable_kmeans
+from tests.processes import PATIENCE_S
 
 CPU = torch.device("cpu")
 
@@ -85,7 +86,7 @@ def on_ranks(rows: np.ndarray, size: int, work: Callable[[Points, Any], Any]) ->
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(600)
+        worker.join(PATIENCE_S)
         assert not worker.is_alive(), "a rank did not finish"
     return results
 

@@ -28,6 +28,7 @@ from raycurate.kmeans.torch_engine import Fit, meet, see_that_labels_are_right
 from raycurate.kmeans.worker import KMeansWorker
 from tests.kmeans.test_fit import blobs
 from tests.kmeans.test_shards import write
+from tests.processes import PATIENCE_S
 
 on_ray = pytest.mark.usefixtures("local_ray")
 
@@ -89,7 +90,7 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path: Path) 
     killer = threading.Thread(target=disturb, daemon=True)
     killer.start()
     disturbed = group.fit(FitOptions(**{**vars(options), "state": state}))
-    killer.join(100)
+    killer.join(PATIENCE_S)
     assert group.failures == 1 and 5 <= disturbed.resumed_from < 60
     assert disturbed.iterations == undisturbed.iterations == 60
     np.testing.assert_array_equal(disturbed.centroids, undisturbed.centroids)

@@ -17,6 +17,7 @@ import requests
 
 from raycurate.kmeans.assignment import fixed_size_lists
 from tests.clusters import head_node
+from tests.processes import PATIENCE_S
 
 
 def test_iteration_and_inertia_are_at_the_prometheus_endpoint(tmp_path: Path) -> None:
@@ -30,12 +31,12 @@ def test_iteration_and_inertia_are_at_the_prometheus_endpoint(tmp_path: Path) ->
     command = [sys.executable, "-m", "raycurate.cli", "kmeans", *arguments, "tol=0", "max_iter=10000000"]
     environment = {"RAY_metrics_report_interval_ms": "1000"}
     log = tmp_path / "kmeans.log"
-    with head_node(tmp_path, num_cpus=4, extra_env=environment, timeout_s=600) as head, log.open("w") as output:
+    with head_node(tmp_path, num_cpus=4, extra_env=environment, timeout_s=PATIENCE_S) as head, log.open("w") as output:
         env = head.env | {"RAY_ADDRESS": head.gcs_address}
         with subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, text=True) as driver:
             try:
                 seen: dict[str, float] = {}
-                end = time.monotonic() + 900
+                end = time.monotonic() + PATIENCE_S
                 while len(seen) < 2 and time.monotonic() < end and driver.poll() is None:
                     time.sleep(0.5)
                     with contextlib.suppress(requests.RequestException):  # a busy agent answers later
@@ -43,7 +44,7 @@ def test_iteration_and_inertia_are_at_the_prometheus_endpoint(tmp_path: Path) ->
                         seen = {name: float(value) for name, value in GAUGES.findall(text) if float(value) > 0}
             finally:
                 driver.send_signal(signal.SIGINT)
-                driver.wait(600)
+                driver.wait(PATIENCE_S)
     assert len(seen) == 2, log.read_text()[-3000:]
     assert seen["iteration"] > 1
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
