@@ -109,7 +109,7 @@ def test_rows_that_are_no_vectors_are_named_in_any_spelling(seed: int) -> None:
 def test_ragged_tensors_of_ray_and_other_odd_columns() -> None:
     found = unit_vectors(ray_tensors([[1.0], [3.0, 4.0], [0.0, 5.0]], pa.float64()), None, where="x")
     assert found.rejects == [(0, "wrong_dimension")]
-    np.testing.assert_allclose(found.rows_ND, [[0.6, 0.8], [0, 1]], atol=1e-7)
+    np.testing.assert_allclose(found.rows_ND, [[0.6, 0.8], [0.0, 1.0]], atol=1e-7)
     decimals = pa.array([[Decimal("3"), Decimal("4")], None], pa.list_(pa.decimal128(5, 2)))
     assert unit_vectors(decimals, None, where="x").rows_ND.tolist() == [[np.float32(0.6), np.float32(0.8)]]
     assert unit_vectors(pa.nulls(2), 3, where="x").rejects == [(0, "null_vector"), (1, "null_vector")]
