@@ -74,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="raycurate",
         description="From an organisation's documents to a curated corpus and a search-grade embedding model, on Ray.",
-        epilog="Options are key=value. `raycurate STAGE --help` lists those of a stage.",
+        epilog="Options are key=value, lists [a, b], mappings {a: b}; text is taken as it is typed. "
+        "`raycurate STAGE --help` lists those of a stage.",
     )
     parser.add_argument("--version", action="version", version=f"raycurate {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -163,7 +164,9 @@ class _StageHelp(argparse.Action):
 
         stage = STAGES[self.stage]
         say(f"usage: raycurate {stage.name} [-c RECIPE] [--dry-run] [--address ADDRESS] [-v] [key=value ...]\n")
-        say(f"{stage.help}\n\noptions (key=value):")
+        say(
+            f"{stage.help}\n\noptions (key=value; lists [a, b], mappings {{a: b}}; text as it is typed, null for none):"
+        )
         for line in option_lines(stage.config_class):
             say(line)
         parser.exit(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -338,3 +339,68 @@ def test_alone_it_prints_the_commands(capsys: pytest.CaptureFixture[str]) -> Non
     assert main([]) == 0
     out, err = capsys.readouterr()
     assert all(f"\n    {name}" in out for name in (*STAGES, "run", "info", "verify", "report", "submit")) and not err
+
+
+# ------------------------------------------------------------------------------------- advice, followed to the letter
+
+ADVICE = [
+    (["embed", "input=x", "output=o", "model=m", "--batch-size=3"], r"key=value: (\S+)$", "{0}"),
+    (["embed", "input=x", "output=o", "model=m", "bacth_size=3"], r"did you mean '(\w+)'", "{0}=3"),
+    (["embed", "input=x", "output=o", "model=m", "actors.gpus=0"], r"did you mean '([\w.]+)'", "{0}=0"),
+    (["embed", "input=x", "output=o", "model=m", "metadata_fields=lang"], r"of one thing: (\S+)$", "{0}"),
+    (["embed", "input=x", "output=o", "model=m", "dtype=int8"], r"write one of (\w+),", "dtype={0}"),
+    (["embed", "input=x", "output=o", "model=m", "num_gpus=some"], r"write a number or (\w+)$", "num_gpus={0}"),
+    (["run", "-c", "quickstart", "n_clusters=3"], r"Write (\S+)=value$", "{0}=3"),
+    (["embed", "-c", "quickstart", "kmeans.n_clusters=3"], r"or (.)un the whole recipe", ""),
+    (["embed", "-c", "quikstart"], r"Did you mean '(\w+)'", "-c {0}"),
+]
+
+
+@pytest.mark.parametrize(("command", "advice", "instead"), ADVICE)
+def test_advice_that_is_followed_works(
+    command: list[str], advice: str, instead: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = re.search(advice, refused(capsys, command).strip())
+    assert found is not None
+    first = command.index("-c") if instead.startswith("-c") else -1
+    corrected = [*command[1:first], *instead.format(*found.groups()).split()] if first != -1 else [
+        *command[1:-1], *instead.format(*found.groups()).split()
+    ]  # fmt: skip
+    named = corrected.index("-c") + 1 if "-c" in corrected else None
+    overrides = [word for word in corrected if "=" in word]
+    stage = None if command[0] == "run" else command[0]
+    recipe = load_recipe(
+        corrected[named] if named else None, overrides, stages=STAGES, stage=stage, types=options_of
+    )  # fmt: skip
+    for one in [stage] if stage else ["embed", "kmeans"]:
+        assert STAGES[one].config(recipe)
+
+
+def test_quotes_that_are_advised_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(BASE + "embed: {revision: 2024}\n")
+    found = re.search(r"with quotes: (.*)$", refused(capsys, ["run", "--dry-run", "-c", str(recipe)]).strip())
+    assert found is not None
+    recipe.write_text(BASE + f"embed:\n  {found[1]}\n")
+    assert main(["run", "--dry-run", "-c", str(recipe)]) == 0 and "revision: '2024'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["zzz", "x", "input_data_path_of_everything"])
+def test_at_most_five_keys_are_named(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, ["embed", "input=x", "output=o", "model=m", f"{key}=1"])
+    named = re.search(r"known keys: (.*) and \d+ more$", said.strip())
+    assert named is not None and len(named[1].split(", ")) == 5
+    for stage in STAGES:  # pydantic's own words for alternatives and checks
+        assert not re.search(r"constrained|literal\[|function-|list\[|union|pydantic", str(read(stage, [f"{key}=1"])))
+
+
+def test_no_inner_names_for_any_option() -> None:
+    for stage in STAGES:
+        given = [
+            f"{name}=x" for name in ("input", "train", "model", "output") if name in options_of(stage).model_fields
+        ]
+        for name in options_of(stage).model_fields:
+            for text in ("{a: {b: [1]}}", "[[1]]", "-7", "x y"):
+                said = read(stage, [*given, f"{name}={text}"])
+                if isinstance(said, RaycurateError):
+                    assert not re.search(r"constrained|literal\[|function-|list\[|Input should|typing", str(said)), said

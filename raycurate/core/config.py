@@ -293,6 +293,9 @@ def _apply_override(
     if not _is_clean(override):
         raise ConfigError(f"{override!r} is not valid UTF-8", where="command line", fix="Rename it, or name its folder")
     parts = key.split(".")
+    if stage and len(parts) > 1 and parts[0] in stages and parts[0] != stage:
+        fix = f"Leave it out, or run the whole recipe: `raycurate run -c RECIPE {key}=...`"
+        raise ConfigError(f"this command runs {stage} alone, not {parts[0]}", where=f"override {override}", fix=fix)
     if stage and (parts[0] in OF_A_STAGE or parts[0] not in (*SHARED_KEYS, stage)):
         parts.insert(0, stage)
     if parts[0] not in (*SHARED_KEYS, *stages):
@@ -305,7 +308,9 @@ def _apply_override(
     except yaml_text.YamlError as error:
         message = f"it is not a value for {key} ({error})"
         raise ConfigError(
-            message, where=f"override {override}", fix="Put what has [ ] { } , # in it in quotes"
+            message,
+            where=f"override {override}",
+            fix="Close what is open, and put names that have [ ] { } , # in them in quotes",
         ) from None
     if stage and key in SHARED_KEYS and key not in OF_A_STAGE:
         own = values.get(stage)

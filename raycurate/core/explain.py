@@ -75,6 +75,8 @@ def _clause(model: type[BaseModel], values: Any, key: str, problems: list[Any], 
     given = _given(values, parts, problems[0]["input"])
     if not telling and isinstance(given, int | float) and not isinstance(given, bool) and "string_type" in kinds:
         message += f", in a recipe with quotes: {parts[-1]}: '{given}'"
+    elif not telling and isinstance(given, str | int | float) and kinds == {"list_type"}:
+        message += f"; of one thing: {key}=[{redact(given, key)}]"
     shown = repr(redact(given, key))
     return f"{key}={shown if len(shown) <= _SHOWN_CHARS else shown[:_SHOWN_CHARS] + '...'}: {message}"
 
@@ -110,5 +112,6 @@ def unknown_key(key: str, known: Iterable[str], sections: Sequence[str] = ()) ->
     if close:
         return f"unknown key '{key}'; did you mean '{close}'?"
     likest = difflib.get_close_matches(key, names, n=_MOST_SHOWN, cutoff=0.0)
-    more = ", ..." if len(names) > len(likest) else ""
+    left = len(names) - len(likest)
+    more = f" and {left} more" if left > 0 else ""
     return f"unknown key '{key}'; known keys: {', '.join(sorted(likest))}{more}"

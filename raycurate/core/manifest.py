@@ -208,7 +208,7 @@ def is_done(folder: str, key: StageKey, *, overwrite: bool = False) -> Manifest 
     raise OutputExistsError(
         "an output made from something else is there; it differs in " + "; ".join(changed),
         where=folder,
-        fix=f"Use another output folder, overwrite=true, or `raycurate run --force {key.stage}`",
+        fix=f"Use another output folder, overwrite=true, or `raycurate run -c RECIPE --force {key.stage}`",
     )
 
 

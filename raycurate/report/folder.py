@@ -65,7 +65,7 @@ def _without_manifest(path: str) -> str:
     if not kinds:
         return "an empty folder"
     shown = ", ".join(f"{count:,} {kind or 'without extension'}" for kind, count in kinds.most_common(_MOST_KINDS))
-    return f"no stage's output; {sum(kinds.values()):,} files ({shown})"
+    return f"no stage's output; files: {shown}"
 
 
 def _kind_of_model(path: str) -> str:
