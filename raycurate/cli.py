@@ -143,6 +143,7 @@ def _run_stage(options: argparse.Namespace) -> int:
             say(stage.plan(config))
         return 0
     if stage.needs_ray:
+        stage.check(config)
         _connect(options, [config])
     say(stage.run(config).summary())
     return 0

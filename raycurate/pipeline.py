@@ -27,6 +27,7 @@ class Stage:
         help: one line.
         config_path, run_path, state_path, plan_path: "module:name", imported when needed; plan_path is what
             `--dry-run` prints for a stage that is laid out over a cluster.
+        check_path: what is looked at before Ray is started, and refused.
         wiring: option -> reference into the recipe, used when the recipe's section has no value for it.
         takes: option -> stage whose output it is, likewise, when the recipe has a section for that stage.
         encodes: True when it runs a model, so that what the recipe says of its shared `model` reaches it.
@@ -41,6 +42,7 @@ class Stage:
     run_path: str
     state_path: str
     plan_path: str | None = None
+    check_path: str | None = None
     wiring: dict[str, str] = field(default_factory=dict)
     takes: dict[str, str] = field(default_factory=dict)
     encodes: bool = False
@@ -81,6 +83,15 @@ class Stage:
     def run(self, config: Any) -> Any:
         """Run the stage; its result has `.skipped` and `.summary()`."""
         return _load(self.run_path)(config)
+
+    def check(self, config: Any) -> None:
+        """Refuse what is wrong with the inputs, where that can be told without Ray.
+
+        Raises:
+            RaycurateError: what is wrong.
+        """
+        if self.check_path:
+            _load(self.check_path)(config)
 
     def state(self, config: Any) -> str:
         """One phrase: done, changed (and how), interrupted, not run."""
@@ -197,6 +208,7 @@ STAGES: dict[str, Stage] = {
             "raycurate.finetune.stage:run",
             "raycurate.finetune.stage:state",
             "raycurate.finetune.stage:describe_plan",
+            "raycurate.finetune.check:check",
             encodes=True,
             wiring={
                 "train": "${workdir}/prep/train_mined.automodel_unrolled.json",

@@ -1,4 +1,4 @@
-"""Inline JSONL: every row carries the texts of its documents.
+"""Inline rows: every row carries the texts of its documents; a line of JSONL each, or the elements of a JSON array.
 
 The documents of a file become a corpus like any other: each text once, named by the start of its sha256, in the order
 of its first appearance, in an Arrow file of the cache. So a text that is a positive here and a negative there is one
@@ -24,7 +24,7 @@ from raycurate.core.storage import FileEntry
 from raycurate.data.corpus import CORPUS_SCHEMA, Corpus
 from raycurate.data.corpus_store import STORE_VERSION, cache_folder, load_store, publish, save_index, staged
 from raycurate.data.segments import kind_of
-from raycurate.data.training_lines import json_lines
+from raycurate.data.training_lines import json_elements, json_lines
 from raycurate.data.training_report import Problems
 from raycurate.data.training_rows import INLINE, DocumentName, RowsBuilder
 
@@ -40,7 +40,7 @@ def read_inline(entry: FileEntry, cache_dir: str | None, problems: Problems) -> 
     """The rows of an inline JSONL file (`training_rows.RAW_SCHEMA`), and their documents.
 
     Args:
-        entry: .jsonl, .jsonl.gz or .jsonl.zst.
+        entry: .jsonl, .jsonl.gz or .jsonl.zst, or .json with an array of the rows.
         cache_dir: see `corpus_store.cache_folder`.
         problems: where to note what is wrong; the corpus is None when anything is.
     """
@@ -62,7 +62,8 @@ def read_inline(entry: FileEntry, cache_dir: str | None, problems: Problems) -> 
 
 def _read_rows(entry: FileEntry, name_document: DocumentName, problems: Problems) -> pa.Table:
     rows = RowsBuilder(INLINE, problems, name_document)
-    for line, value in json_lines(entry, problems):
+    read = json_elements if entry.path.lower().endswith(".json") else json_lines
+    for line, value in read(entry, problems):
         rows.add(value, line, f"{entry.path}:{line}")
     return rows.finish()
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,7 +37,7 @@ from raycurate.data.training_files import (
     find_files,
     parse_sources,
 )
-from raycurate.data.training_report import Problems
+from raycurate.data.training_report import Problems, Rejected
 from raycurate.data.training_resolve import TABLE_SCHEMA, Opened, Resolver
 
 __all__ = [
@@ -65,13 +66,20 @@ class TrainingData:
 
     corpora: tuple[Corpus, ...]
     table: pa.Table
+    rejected: tuple[Rejected, ...] = ()
+    """Rows that were left out, where that was asked for."""
 
     def __len__(self) -> int:
         return self.table.num_rows
 
 
 def read_training_data(
-    sources: SourceSpec, *, require_negatives: bool = False, cache_dir: str | None = None, seed: int = 42
+    sources: SourceSpec,
+    *,
+    require_negatives: bool = False,
+    cache_dir: str | None = None,
+    seed: int = 42,
+    on_bad_rows: Literal["error", "drop"] = "error",
 ) -> TrainingData:
     """Read and check training data of any form, or several mixed.
 
@@ -80,12 +88,14 @@ def read_training_data(
         require_negatives: a question without negatives is an error.
         cache_dir: where Arrow copies of the documents lie; see `corpus_store.cache_folder`.
         seed: of the samples, which are drawn without replacement from each source by itself.
+        on_bad_rows: `drop` leaves out rows that cannot be used, and has them in `rejected`; what is wrong with a file
+            or a corpus as a whole is an error all the same.
 
     Raises:
-        InputError: everything that is wrong, in all files.
+        InputError: everything that is wrong, in all files; none of the rows can be used.
         ConfigError: a source that is none.
     """
-    problems = Problems()
+    problems = Problems(drops_rows=on_bad_rows == "drop")
     reader = _Reader(cache_dir, problems, require_negatives)
     tables = []
     for source in parse_sources(sources):
@@ -96,7 +106,10 @@ def read_training_data(
                     parts.append(reader.read(file))
         tables.append(_sample(pa.concat_tables(parts), source.num_samples, source.path, seed))
     problems.raise_if_any()
-    return TrainingData(tuple(reader.corpora), _with_ids(pa.concat_tables(tables), reader.labels))
+    rejected = tuple(problems.rejected.values())
+    if rejected:
+        _log.warning("%d rows of the training data were left out; the first: %s: %s", len(rejected), *rejected[0][:2])
+    return TrainingData(tuple(reader.corpora), _with_ids(pa.concat_tables(tables), reader.labels), rejected)
 
 
 @contextmanager
@@ -124,10 +137,13 @@ class _Reader:
         self.labels[file.entry.path] = file.label
         parse = {Form.INLINE: self._inline, Form.CORPUS_ID: self._by_id, Form.SUBSET: self._subset}[file.form]
         raw, corpora = parse(file.entry)
-        if not raw.num_rows and self._problems.total == before:
-            self._problems.add("empty files", file.entry.path, "it holds no questions")
         resolver = Resolver(file.entry.path, corpora, self._problems, require_negatives=self._require_negatives)
-        return resolver.resolve(raw)
+        table = resolver.resolve(raw)
+        if not table.num_rows and self._problems.total == before:
+            lost = any(origin.startswith(f"{file.entry.path}:") for origin in self._problems.rejected)
+            what = "none of its rows can be used; on_bad_rows=error says why" if lost else "it holds no questions"
+            self._problems.add("empty files", file.entry.path, what)
+        return table
 
     def _inline(self, entry: FileEntry) -> tuple[pa.Table, dict[str, Opened]]:
         raw, corpus = read_inline(entry, self._cache_dir, self._problems)
@@ -140,7 +156,7 @@ class _Reader:
 
     def _by_id(self, entry: FileEntry) -> tuple[pa.Table, dict[str, Opened]]:
         raw, folders = read_corpus_id_json(entry, self._problems)
-        found = [self._open_folder(storage.normalise(folder)) for folder in folders]
+        found = [self._open_folder(storage.normalise(folder), entry.path) for folder in folders]
         corpora = {name: opened for name, opened in found if name is not None}
         if any(name is None for name, _ in found):  # which id an unreadable one has is not known, so none is unknown
             named = pc.unique(raw["corpus_id"]).to_pylist()
@@ -165,14 +181,16 @@ class _Reader:
             self._opened[folder] = (corpus_id, self._keep(folder, corpus))
         return read_queries_parquet(entry, corpus_id, self._problems), {corpus_id: self._opened[folder][1]}
 
-    def _open_folder(self, folder: str) -> tuple[str | None, Opened]:
+    def _open_folder(self, folder: str, named_by: str) -> tuple[str | None, Opened]:
         """The corpus_id of a corpus folder, None when not even that can be read, and the corpus."""
         if folder not in self._opened:
             try:
                 corpus_id = read_metadata(folder)["corpus_id"]
                 corpus = try_corpus(folder, self._cache_dir, self._problems)
             except InputError as error:
-                self._problems.add("unusable corpora", error.where or folder, error.what, fix=error.fix)
+                what = f"{error.what}; {named_by} names it as its corpus"
+                fix = error.fix or "Put the folder there, or change its path, which starts from the folder of that file"
+                self._problems.add("unusable corpora", error.where or folder, what, fix=fix)
                 corpus_id = corpus = None
             self._opened[folder] = (corpus_id, self._keep(folder, corpus))
         return self._opened[folder]

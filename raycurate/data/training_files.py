@@ -15,6 +15,7 @@ from raycurate.core import storage
 from raycurate.core.errors import ConfigError, InputError, nearest
 from raycurate.core.manifest import OWN_FILES
 from raycurate.core.storage import FileEntry
+from raycurate.data.training_lines import holds_array
 
 SUBSET_METADATA = "dataset_metadata.json"
 SUBSET_QUERIES = "queries.parquet"
@@ -110,9 +111,10 @@ def _form_of(path: str) -> Form:
     if path.lower().endswith(_INLINE):
         return Form.INLINE
     if path.lower().endswith(".json"):
-        return Form.CORPUS_ID
+        return Form.INLINE if holds_array(path) else Form.CORPUS_ID
     raise InputError(
-        "training data is .jsonl (.jsonl.gz, .jsonl.zst) with the texts inline, or .json with document ids",
+        "training data is .jsonl (.jsonl.gz, .jsonl.zst) or an array in .json with the texts inline, or an object in "
+        ".json with document ids",
         where=path,
         fix="Name such a file, or a folder of them",
     )
@@ -130,7 +132,7 @@ def _in_folder(folder: str) -> list[TrainingFile]:
         names = ", ".join(posixpath.basename(e.path) for e in [*inline, *by_id])
         raise InputError(f"the folder holds several files of training data: {names}", where=folder, fix="Name one")
     if inline or by_id:
-        return [TrainingFile(Form.INLINE if inline else Form.CORPUS_ID, e) for e in inline or by_id]
+        return [TrainingFile(_form_of(e.path), e) for e in inline or by_id]
     nested = _in_sub_folders(entries, folder, depth)
     if not nested:
         hint = "it is a corpus; name the training file" if "merlin_metadata.json" in here else "no .jsonl, no .json"

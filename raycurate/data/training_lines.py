@@ -44,16 +44,35 @@ def json_lines(entry: FileEntry, problems: Problems) -> Iterator[tuple[int, Any]
             where = f"{entry.path}:{number}"
             content = data.removeprefix(_BOM) if number == 1 else data
             if length > len(data):
-                problems.add("bad lines", where, f"the line is longer than {LINE_LIMIT_BYTES >> 20} MiB")
+                problems.add_row("bad lines", where, f"the line is longer than {LINE_LIMIT_BYTES >> 20} MiB")
             elif content and not content.isspace():
                 try:
                     value = _DECODER.decode(content.decode("utf-8"))
                 except (ValueError, RecursionError) as error:
-                    problems.add("bad lines", where, f"it is not JSON: {_said(error)}")
+                    text = content.decode("utf-8", "replace")
+                    problems.add_row("bad lines", where, f"it is not JSON: {_said(error)}", row=text)
                     continue
                 yield number, value
     except (OSError, pa.ArrowException) as error:
         problems.add("unreadable files", f"{entry.path}:{number + 1}", f"it cannot be read from here on ({error})")
+
+
+def json_elements(entry: FileEntry, problems: Problems) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, value) of each element of a file that holds one JSON array; where it is none is noted."""
+    try:
+        for member in JsonArrayReader(entry.path):
+            yield member.line, member.value
+    except JsonStreamError as error:
+        problems.add("bad JSON", f"{entry.path}:{error.line}", str(error))
+    except (OSError, pa.ArrowException) as error:
+        problems.add("unreadable files", entry.path, f"it cannot be read ({error})")
+
+
+def holds_array(path: str) -> bool:
+    """Whether the first thing in a file is the start of a JSON array."""
+    found, inner = storage.filesystem(path)
+    with found.open_input_stream(inner, compression=None) as stream:
+        return bool(stream.read(_CHUNK_BYTES).removeprefix(_BOM).lstrip()[:1] == b"[")
 
 
 class Member(NamedTuple):
@@ -93,12 +112,15 @@ class JsonObjectReader:
         with found.open_input_stream(inner, compression=None) as stream:
             self._stream = stream
             self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-            self._expect("{", "the file must hold one JSON object")
-            if self._peek() != "}":
-                yield from self._members()
-            self._expect("}", "a comma or the end of the object is missing")
+            yield from self._whole()
             if self._peek():
-                self._fail("there is more after the end of the object")
+                self._fail("there is more after its end")
+
+    def _whole(self) -> Iterator[Member]:
+        self._expect("{", "the file must hold one JSON object")
+        if self._peek() != "}":
+            yield from self._members()
+        self._expect("}", "a comma or the end of the object is missing")
 
     def _members(self) -> Iterator[Member]:
         while True:
@@ -194,6 +216,18 @@ class JsonObjectReader:
 
     def _fail(self, message: str) -> None:
         raise JsonStreamError(message, self._line)
+
+
+class JsonArrayReader(JsonObjectReader):
+    """The elements of one large JSON array, each a Member; raises as the reader of an object."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "")
+
+    def _whole(self) -> Iterator[Member]:
+        if self._peek() != "[":
+            self._fail("the file must hold one JSON array")
+        yield from self._elements("")
 
 
 def _said(error: Exception) -> str:

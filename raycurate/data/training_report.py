@@ -7,7 +7,7 @@ the first problem costs one run for each. So readers note problems here and go o
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from raycurate.core.errors import InputError
 
@@ -27,11 +27,25 @@ class Problem(NamedTuple):
     fix: str | None = None
 
 
-class Problems:
-    """Problems as they are found; the first `SHOWN` are kept whole, all are counted by kind."""
+class Rejected(NamedTuple):
+    """A row that was left out: "file:line", why, and the row itself where it is at hand."""
 
-    def __init__(self, subject: str = "the training data") -> None:
+    origin: str
+    reason: str
+    row: Any = None
+
+
+class Problems:
+    """Problems as they are found; the first `SHOWN` are kept whole, all are counted by kind.
+
+    Args:
+        drops_rows: problems of single rows are none, as these are left out; they are in `rejected`.
+    """
+
+    def __init__(self, subject: str = "the training data", *, drops_rows: bool = False) -> None:
         self._subject = subject
+        self.drops_rows = drops_rows
+        self.rejected: dict[str, Rejected] = {}
         self.first: list[Problem] = []
         self.counts: Counter[str] = Counter()
         self._added = 0
@@ -42,6 +56,22 @@ class Problems:
         self._added += 1
         if len(self.first) < SHOWN:
             self.first.append(Problem(kind, where, what, fix))
+
+    def add_row(
+        self, kind: str, where: str, what: str, *, key: str = "", row: Any = None, fix: str | None = None
+    ) -> None:
+        """Note what is wrong with one row.
+
+        Args:
+            key: of the row among all, where several may stand at one place (a file of one line).
+            row: as the file has it, where it is at hand.
+        """
+        if not self.drops_rows:
+            self.add(kind, where, what, fix=fix)
+            return
+        before = self.rejected.get(key or where)
+        reason = what if before is None else f"{before.reason}; {what}"
+        self.rejected[key or where] = Rejected(where, reason, row)
 
     @property
     def total(self) -> int:

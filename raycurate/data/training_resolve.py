@@ -55,13 +55,36 @@ class Resolver:
         self._require_negatives = require_negatives
         self._unknown: dict[str, dict[str, str]] = {}
         self._strangers: dict[str, tuple[str, int]] = {}
+        self._raw: pa.Table
+        self._first = 0  # of the batch that is being resolved
+        self._dropped: set[int] = set()
 
     def resolve(self, raw: pa.Table) -> pa.Table:
-        """The rows, their documents as row numbers; -1 where there is none, which has been noted."""
+        """The rows, their documents as row numbers; -1 where there is none, which has been noted.
+
+        Where rows are dropped, those without a fault.
+        """
+        self._raw = raw
         self._note_duplicate_questions(raw)
-        batches = [self._batch(b) for b in raw.to_batches()]
+        batches = []
+        for batch in raw.to_batches():
+            batches.append(self._batch(batch))
+            self._first += len(batch)
         self._note_gathered()
-        return pa.Table.from_batches(batches, TABLE_SCHEMA)
+        table = pa.Table.from_batches(batches, TABLE_SCHEMA)
+        if not self._dropped:
+            return table
+        keep = np.ones(len(table), bool)
+        keep[sorted(self._dropped)] = False
+        return table.filter(pa.array(keep))
+
+    def _note_row(self, kind: str, number: int, where: str, what: str, *, fix: str | None = None) -> None:
+        """A problem of the row of this number in the file's table, which goes where rows are dropped."""
+        row = None
+        if self._problems.drops_rows:
+            self._dropped.add(number)
+            row = {name: self._raw[name][number].as_py() for name in ("question_id", "question", "corpus_id")}
+        self._problems.add_row(kind, where, what, key=f"{where} (row {number})", row=row, fix=fix)
 
     def _batch(self, raw: pa.RecordBatch) -> pa.RecordBatch:
         wheres = [f"{self._path}:{n}" for n in raw["line"].to_pylist()]
@@ -72,7 +95,7 @@ class Resolver:
         if self._require_negatives:
             for i in np.flatnonzero(np.diff(neg.offsets.to_numpy()) == 0):
                 what = "'neg_doc' is empty, negatives are needed"
-                self._problems.add("questions without negatives", wheres[i], what, fix=_MINE)
+                self._note_row("questions without negatives", self._first + int(i), wheres[i], what, fix=_MINE)
         columns = [raw["question_id"], raw["question"], pa.array(places, pa.int32()), pos, neg]
         columns += [raw["pos_score"], raw["neg_score"], pa.array(wheres, pa.string())]
         return pa.record_batch(columns, schema=TABLE_SCHEMA)
@@ -80,10 +103,13 @@ class Resolver:
     def _corpora_of(self, corpus_ids: pa.StringArray, wheres: list[str]) -> tuple[np.ndarray, list[str]]:
         """int32 [n]: the place of each row's corpus, -1 for one that the file does not name; and the corpus_ids."""
         names = corpus_ids.to_pylist()
-        for name, where in zip(names, wheres, strict=True):
+        for i, (name, where) in enumerate(zip(names, wheres, strict=True)):
             if name not in self._corpora:
                 first, count = self._strangers.get(name, (where, 0))
                 self._strangers[name] = (first, count + 1)
+                if self._problems.drops_rows:
+                    what = f"the corpus_id {name!r} is none of this file's corpora"
+                    self._note_row("unknown corpora", self._first + i, where, what)
         places = [self._corpora[n].place if n in self._corpora else -1 for n in names]
         return np.array(places, np.int32), names
 
@@ -104,7 +130,11 @@ class Resolver:
             missing = np.flatnonzero(rows[mine] < 0)
             gone = self._unknown.setdefault(corpus_id, {})
             for i, name in zip(missing, ids.take(pa.array(missing)).to_pylist(), strict=True):
-                gone.setdefault(name, wheres[question[mine[i]]])
+                row = int(question[mine[i]])
+                gone.setdefault(name, wheres[row])
+                if self._problems.drops_rows:
+                    what = f"corpus {corpus_id!r} has no document {name!r}"
+                    self._note_row("unknown document ids", self._first + row, wheres[row], what)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows))
 
@@ -122,7 +152,7 @@ class Resolver:
             if name in raw["pos"][row].as_py():
                 shown = self._shown(name, raw["corpus_id"][row].as_py())
                 what = f"the document {shown} is both a positive and a negative of this question"
-                self._problems.add("contradictions", wheres[row], what)
+                self._note_row("contradictions", self._first + row, wheres[row], what)
 
     def _shown(self, name: str, corpus_id: str) -> str:
         """A document as the user knows it: by its id, or by its text where that was written inline."""
@@ -137,16 +167,22 @@ class Resolver:
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
         if not len(twice):
             return
-        again = raw.filter(pc.is_in(raw["question_id"], value_set=twice))
+        there = pc.is_in(raw["question_id"], value_set=twice)
+        again = raw.filter(there)
+        numbers = np.flatnonzero(there.to_numpy()).tolist()
         first: dict[str, int] = {}
-        for name, line in zip(again["question_id"].to_pylist(), again["line"].to_pylist(), strict=True):
+        for number, name, line in zip(
+            numbers, again["question_id"].to_pylist(), again["line"].to_pylist(), strict=True
+        ):
             if name in first:
                 what = f"the question_id {name!r} stands at line {first[name]} too"
-                self._problems.add("duplicate question ids", f"{self._path}:{line}", what)
+                self._note_row("duplicate question ids", number, f"{self._path}:{line}", what)
             else:
                 first[name] = line
 
     def _note_gathered(self) -> None:
+        if self._problems.drops_rows:  # each row has been told of
+            return
         for corpus_id, (where, count) in self._strangers.items():
             known = ", ".join(map(repr, self._corpora)) or "none"
             what = f"the corpus_id {corpus_id!r} is none of this file's corpora ({known})"

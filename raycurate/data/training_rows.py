@@ -63,7 +63,7 @@ class RowsBuilder:
         else:
             faults.append(("wrong types", f"a row must be an object, this is {_kind(value)}"))
         for kind, what in faults:
-            self._problems.add(kind, where, what)
+            self._problems.add_row(kind, where, what, row=value)
         if not faults:
             self._rows.append(row)
             if len(self._rows) >= _FLUSH_ROWS:

@@ -20,6 +20,8 @@ from raycurate.core.errors import ConfigError, InputError, MissingDependencyErro
 from raycurate.encoders.options import EncoderOptions
 
 _PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_OF_A_MODEL = ("config.json", "modules.json", "adapter_config.json")
+_CONSOLIDATED = "model/consolidated"  # where a training's checkpoint has its model
 _SNAPSHOT = re.compile(r"/models--(?P<id>[^/]+)/snapshots/(?P<commit>[^/]+)/?$")
 _ELSEWHERE = ["onnx/*", "openvino/*", "original/*", "gguf/*", "coreml/*", "consolidated*.safetensors"]
 
@@ -27,9 +29,9 @@ _ELSEWHERE = ["onnx/*", "openvino/*", "original/*", "gguf/*", "coreml/*", "conso
 def fetch_model(options: EncoderOptions) -> str:
     """The local folder of `options.model`, downloaded if need be.
 
-    A folder is taken as it is; `python:MODULE` is what that module's `get_model_path()` returns; a URI of an
-    object store is copied to the cache; all else is a Hugging Face id. PyTorch pickles are fetched only
-    when there are no safetensors.
+    A folder is taken as it is, of a training's checkpoint (`epoch_E_step_S`) the model in it; `python:MODULE` is what
+    that module's `get_model_path()` returns; a URI of an object store is copied to the cache; all else is a Hugging
+    Face id. PyTorch pickles are fetched only when there are no safetensors.
 
     Raises:
         InputError: there is no such model, it is gated, or it is not in the cache and the network is off.
@@ -43,7 +45,7 @@ def fetch_model(options: EncoderOptions) -> str:
     model = model.removeprefix("hf://")
     path = Path(model).expanduser()
     if path.is_dir():
-        return str(path.absolute())
+        return _inside_checkpoint(path.absolute())
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith("/"):
         raise _no_such_folder(path)
     return _from_hub(model, options)
@@ -57,6 +59,13 @@ def fetch_encoder(options: EncoderOptions) -> str:
         InputError, MissingDependencyError: as `fetch_model`.
     """
     return role_folder(fetch_model(options), options.role)
+
+
+def _inside_checkpoint(folder: Path) -> str:
+    """Of a training's checkpoint the model's folder; any other folder as it is."""
+    inside = folder / _CONSOLIDATED
+    is_model = any((folder / name).is_file() for name in _OF_A_MODEL)
+    return str(inside) if inside.is_dir() and not is_model else str(folder)
 
 
 def hub_name(folder: str) -> tuple[str, str] | None:
@@ -95,6 +104,10 @@ def _from_package(module: str) -> str:
 
 def _from_storage(uri: str, cache_dir: str | None) -> str:
     entries = storage.list_files(uri)
+    inside = f"{uri.rstrip('/')}/{_CONSOLIDATED}"
+    there = [entry for entry in entries if entry.path.startswith(inside + "/")]
+    if there and not {f"{uri.rstrip('/')}/{name}" for name in _OF_A_MODEL} & {entry.path for entry in entries}:
+        uri, entries = inside, there
     cache = Path(cache_dir or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
     listing = [(e.path, e.size, e.mtime_ns) for e in entries]
     folder = cache / "raycurate" / "models" / fingerprint(listing)

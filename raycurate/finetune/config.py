@@ -24,6 +24,7 @@ from raycurate.finetune.config_groups import (
 from raycurate.finetune.logs import LogOptions
 
 if TYPE_CHECKING:
+    from raycurate.data.training import TrainingData
     from raycurate.encoders.options import EncoderOptions
     from raycurate.finetune.backbones import ModelOptions
     from raycurate.finetune.lora import LoraOptions
@@ -226,7 +227,32 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
         if self.lora is None:
             return None
         values = self.lora.model_dump()
-        return LoraOptions(**values | {"target_modules": tuple(values["target_modules"])})
+        return LoraOptions(**values | {name: tuple(values[name]) for name in ("target_modules", "exclude_modules")})
+
+    def read_data(self, *, validation: bool = False) -> TrainingData | None:
+        """The training data, or the validation data; None where there are none of these.
+
+        Raises:
+            InputError: everything that is wrong with them.
+        """
+        from raycurate.data.training import read_training_data
+
+        sources = self.val if validation else self.train
+        if sources is None:
+            return None
+        return read_training_data(
+            sources,
+            require_negatives=self.passages_a_question(validation=validation) > 1,
+            cache_dir=self.data_cache,
+            seed=self.seed,
+            on_bad_rows=self.on_bad_rows,
+        )
+
+    def passages_a_question(self, *, validation: bool = False) -> int:
+        """Its positive among them."""
+        if not validation or self.eval_negative_size is None:
+            return self.n_passages
+        return 1 + self.eval_negative_size
 
     def prepare_options(self, *, validation: bool = False) -> PrepareOptions:
         """What is made of the training data, or of the validation data."""

@@ -29,6 +29,7 @@ class LoraConfig(_Part):
     dropout: float = Field(0.0, ge=0, lt=1, description="on the adapters' input")
     dora: bool = Field(False, description="learn the length of each row of a weight apart from its direction")
     target_modules: list[str] = Field([], description="last parts of the names of linear layers; all by default")
+    exclude_modules: list[str] = Field([], description="of these, layers that get no adapter, named alike or in full")
 
 
 class FalseNegativesConfig(_Part):
@@ -72,6 +73,11 @@ class DataConfig(StageConfig):
         "Training data: a file (inline JSONL or corpus-ID JSON), hf://..., or a list of them, {path, num_samples} too.",
     )
     val: Sources | None = option(None, "Validation data of the same forms; null for none.")
+    on_bad_rows: Literal["error", "drop"] = option(
+        "error",
+        "What a row that cannot be used does: stop the training before it begins, or be left out, counted, and "
+        "written to _rejects/ of the output.",
+    )
     n_passages: int = option(5, "Passages a question: its positive and n_passages - 1 negatives.", gt=0)
     cycle_positives: bool = option(False, "Another positive of the question each epoch; else always the first.")
     eval_negative_size: int | None = option(
@@ -125,7 +131,9 @@ class ModelConfig(StageConfig):
     compile: bool = option(False, "torch.compile each layer.", operational=True)
     liger: bool = option(False, "Liger's fused kernels (CUDA).", operational=True)
     lora: LoraConfig | None = option(
-        None, "Train low-rank adapters only: {dim: 8, alpha: 32, dropout: 0, dora: false, target_modules: []}."
+        None,
+        "Train low-rank adapters only: {dim: 8, alpha: 32, dropout: 0, dora: false, target_modules: [], "
+        "exclude_modules: []}.",
     )
     cache_dir: str | None = option(
         None, "Where downloaded models are kept; the Hugging Face cache by default.", operational=True
@@ -206,6 +214,9 @@ class OptimiseConfig(StageConfig):
     )
     by_corpus: bool = option(False, "Batches hold questions of one corpus only.")
     drop_last: bool = option(True, "Leave out the questions of an incomplete last batch (others in each epoch).")
+    shuffle: bool = option(
+        True, "Another order of the questions each epoch; false is that of the files, unsorted by length."
+    )
     length_window: int = option(50, "Batches among which questions are sorted by length; 0: none.", ge=0)
     seed: int = option(42, "Seed of the order, of dropout and of the adapters.", ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = option(

@@ -40,6 +40,8 @@ class LoraOptions:
     """Learn the length of each row of a weight apart from its direction."""
     target_modules: tuple[str, ...] = ()
     """Last parts of the names of linear layers ("q_proj", ...); empty for all of the body."""
+    exclude_modules: tuple[str, ...] = ()
+    """Last parts of the names of layers that get no adapter, or whole names."""
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
@@ -69,15 +71,20 @@ def add_adapters(body: nn.Module, options: LoraOptions, *, base: str) -> nn.Modu
 
     linear = {name: m for name, m in body.named_modules() if isinstance(m, nn.Linear)}
     unreached = sorted(name for name, module in linear.items() if not module.weight.requires_grad)
-    for target in options.target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
-            known = sorted({name.rpartition(".")[2] for name in linear})
-            raise ConfigError(
-                f"the model has no linear layer '{target}'",
-                where="lora.target_modules",
-                fix=f"Its layers: {', '.join(known)}",
-            )
-    targets = options.target_modules or sorted({name.rpartition(".")[2] for name in set(linear) - set(unreached)})
+    for option in ("target_modules", "exclude_modules"):
+        for target in getattr(options, option):
+            if not _named(linear, target):
+                known = sorted({name.rpartition(".")[2] for name in linear})
+                raise ConfigError(
+                    f"the model has no linear layer '{target}'",
+                    where=f"lora.{option}",
+                    fix=f"Its layers: {', '.join(known)}",
+                )
+    excluded = sorted({*unreached, *(name for each in options.exclude_modules for name in _named(linear, each))})
+    free = set(linear) - set(excluded)
+    targets = options.target_modules or sorted({name.rpartition(".")[2] for name in free})
+    if options.exclude_modules and not any(_named(free, target) for target in targets):
+        raise ConfigError("no layer is left to adapt", where="lora.exclude_modules", fix="Exclude fewer layers")
     if not targets:
         raise ConfigError(f"{type(body).__name__} has no linear layer to adapt", where="lora", fix="Train it whole")
     config = peft.LoraConfig(
@@ -86,7 +93,7 @@ def add_adapters(body: nn.Module, options: LoraOptions, *, base: str) -> nn.Modu
         lora_dropout=options.dropout,
         use_dora=options.dora,
         target_modules=list(targets),
-        exclude_modules=unreached or None,
+        exclude_modules=excluded or None,
         task_type=peft.TaskType.FEATURE_EXTRACTION,
     )
     empty = any(parameter.is_meta for parameter in body.parameters())
@@ -98,6 +105,11 @@ def add_adapters(body: nn.Module, options: LoraOptions, *, base: str) -> nn.Modu
         if is_drawn(name) and not parameter.is_meta:
             parameter.data.copy_(initial(name, parameter.shape))
     return wrapped
+
+
+def _named(layers: Iterable[str], target: str) -> list[str]:
+    """The layers of this name, or whose name ends in it."""
+    return [name for name in layers if name == target or name.endswith(f".{target}")]
 
 
 def is_drawn(name: str) -> bool:

@@ -72,6 +72,8 @@ class TrainOptions:
     """Leave out the questions of an incomplete last batch (others in each epoch)."""
     by_corpus: bool = False
     """Batches hold questions of one corpus only."""
+    shuffle: bool = True
+    """False: the questions in the order of the data, in each epoch, and unsorted by length."""
     length_window: int = 50
     """Batches among which questions are sorted by length; 0: none."""
     pad_to_multiple_of: int = 8

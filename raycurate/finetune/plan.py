@@ -46,6 +46,7 @@ class Plan:
             "global_batch_size": order.global_batch,
             "length_window": order.window,
             "drop_last": order.drop_last,
+            "shuffle": order.shuffle,
             "by_corpus": len(self.feed.order.members) > 1,
         }
 
@@ -70,7 +71,13 @@ def plan_training(data: Prepared, options: TrainOptions, *, rank: int, ranks: in
     cached = not listed and _needs_chunks(options, split.local, ranks)
     order = QuestionOrder(
         data.lengths,
-        OrderOptions(options.seed, size, options.length_window, options.drop_last),
+        OrderOptions(
+            seed=options.seed,
+            global_batch=size,
+            window=options.length_window if options.shuffle else 0,
+            drop_last=options.drop_last,
+            shuffle=options.shuffle,
+        ),
         groups=data.corpus_of if options.by_corpus else None,
     )
     steps = len(order) * options.num_epochs

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 
 from raycurate.core import storage
-from raycurate.core.manifest import Manifest
+from raycurate.core.manifest import REJECTS, Manifest
 from raycurate.finetune.checkpoints import CONSOLIDATED, CheckpointStore
 from raycurate.finetune.driver import CHECKPOINTS
 from raycurate.finetune.logs import FILE as LOG_FILE
@@ -61,7 +61,8 @@ class FinetuneResult:
         seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.manifest.timings.items())
         return "\n".join(
             [
-                f"questions {counts['questions']:,}  validation {counts['validation_questions']:,}",
+                f"questions {counts['questions']:,}  validation {counts['validation_questions']:,}"
+                + (f"  rejected {counts['rejected']:,} ({REJECTS}/)" if counts.get("rejected") else ""),
                 f"trained   {_counted(counts['steps'], 'step')}, {_counted(counts['epochs'], 'epoch')}{early}, "
                 f"{_counted(counts['workers'], 'worker')}",
                 f"best      {settings['best']} ({by}): {metrics or 'nothing was measured'}",

@@ -13,11 +13,14 @@ import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from raycurate.core import storage
 from raycurate.core.cluster import capacity, check_plan, environment_versions, require_ray
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError, InputError, OutputExistsError
 from raycurate.core.manifest import (
+    REJECTS,
     STAGING,
     Manifest,
     OutputFile,
@@ -31,10 +34,10 @@ from raycurate.core.manifest import (
     state_of,
 )
 from raycurate.core.observe import Clock, get_logger
-from raycurate.data.training import read_training_data
 from raycurate.data.training_files import find_files, parse_sources
 from raycurate.finetune.base_eval import measure_base, refuse_untrained
 from raycurate.finetune.card import write_card
+from raycurate.finetune.check import DEV_FILES
 from raycurate.finetune.checkpoints import CONSOLIDATED, STATE, Checkpoint, CheckpointStore
 from raycurate.finetune.config import ALGORITHM_VERSION, FinetuneConfig
 from raycurate.finetune.driver import CHECKPOINTS, RUN_RECORD, Job, Layout, fit, layout, steps_of, worker_memory
@@ -48,21 +51,22 @@ if TYPE_CHECKING:
     from raycurate.core.contract import EmbeddingContract
     from raycurate.finetune.estimate import Setting
 
+_LONGEST = 16  # questions, of which a worker may have as many at once
+
 log = get_logger(__name__)
 
 
 def stage_key(config: FinetuneConfig) -> StageKey:
     """What decides the result: the data's files, the model, the options that affect it."""
     entries = []
-    for sources in (config.train, config.val):
-        if sources is None:
+    for sources, validation in ((config.train, False), (config.val, True)):
+        data = config.read_data(validation=validation)
+        if sources is None or data is None:
             continue
-        data = read_training_data(sources, cache_dir=config.data_cache, seed=config.seed)
         entries += [f.entry for source in parse_sources(sources) for f in find_files(source.path)]
         entries += [entry for corpus in data.corpora if corpus.path for entry in storage.list_files(corpus.path)]
     if config.dev is not None:
-        names = ("corpus.jsonl", "queries.jsonl", "qrels/dev.tsv")
-        entries += [entry for name in names for entry in storage.list_files(storage.join(config.dev, name))]
+        entries += [entry for name in DEV_FILES for entry in storage.list_files(storage.join(config.dev, name))]
     contract, *others = _contracts(config)
     return StageKey(
         stage="finetune",
@@ -145,18 +149,29 @@ def _setting(config: FinetuneConfig, plan: Layout, questions: int | None) -> Set
     )
 
 
-def _cut_to_memory(config: FinetuneConfig, plan: Layout, found: Capacity, questions: int | None) -> FinetuneConfig:
-    """The same, with a local_batch_size where a worker on a CPU would take more than its share of the memory."""
+def _cut_to_memory(
+    config: FinetuneConfig, plan: Layout, found: Capacity, questions: int | None, lengths: np.ndarray | None = None
+) -> FinetuneConfig:
+    """The same, with a local_batch_size where a worker on a CPU would take more than its share of the memory.
+
+    Args:
+        lengths: tokens of each question with its passages, where they are known.
+    """
     from raycurate.encoders.fetch import fetch_model
     from raycurate.finetune.micro_batch import half_of_a_machine, questions_at_once
 
     memory = half_of_a_machine(plan.most, len(found.nodes), worker_memory(plan, found))
+    fullness = 1.0
+    if lengths is not None and config.attention == "unpadded":
+        full = config.query_max_length + config.n_passages * config.passage_max_length
+        fullness = min(1.0, float(np.sort(lengths)[-_LONGEST:].mean()) / full)
     chosen = questions_at_once(
         fetch_model(config.encoder_options()),
         config.model_options(),
         config.train_options(cuda=plan.gpus > 0),
         replace(_setting(config, plan, questions), memory=memory),
         lora=config.lora_options(),
+        fullness=fullness,
     )
     return config if chosen is None else config.model_copy(update={"local_batch_size": chosen})
 
@@ -180,10 +195,10 @@ def _model_facts(config: FinetuneConfig) -> list[tuple[str, str]]:
 def _count(config: FinetuneConfig) -> tuple[int | None, str]:
     """Questions of the training data, None where they are not there yet; and the state of the output."""
     try:
-        count = len(read_training_data(config.train, cache_dir=config.data_cache, seed=config.seed))
+        data = config.read_data()
     except InputError as error:
         return None, f"cannot run yet: {error}"
-    return count, state(config)
+    return len(data or ()), state(config)
 
 
 def finetune(train: Any, model: str, output: str, **options: Any) -> FinetuneResult:
@@ -229,7 +244,7 @@ def run(config: FinetuneConfig) -> FinetuneResult:
     for name, said in _model_facts(config):
         log.info("finetune: %s: %s", name, said)
     train_data, val_data = make_prepared(config)
-    config = _cut_to_memory(config, plan, found, len(train_data))
+    config = _cut_to_memory(config, plan, found, len(train_data), train_data.lengths)
     options = config.train_options(cuda=plan.gpus > 0)
     steps = steps_of(train_data, options, plan)
     _refuse_what_is_over(config, steps)
@@ -244,6 +259,7 @@ def run(config: FinetuneConfig) -> FinetuneResult:
         versions=environment_versions(),
         questions=len(train_data),
     )
+    rejected = _write_rejected(config)
     log.info("finetune: %s questions, %s; run %s", f"{len(train_data):,}", plan.describe(), job.run)
     before = measure_base(job.config)
     if before:
@@ -264,9 +280,27 @@ def run(config: FinetuneConfig) -> FinetuneResult:
         "epochs": trained.epoch + 1,
         "stopped_early": int(trained.stopped_early),
         "workers": plan.most,
+        "rejected": rejected,
     }
     commit(config.output, manifest)
     return FinetuneResult(config.output, manifest)
+
+
+def _write_rejected(config: FinetuneConfig) -> int:
+    """Write the rows of the data that are left out, each with the reason, beside the checkpoints; how many."""
+    total = 0
+    for name, validation in (("train", False), ("val", True)):
+        data = config.read_data(validation=validation) if config.on_bad_rows == "drop" else None
+        if data is None or not data.rejected:
+            continue
+        lines = [
+            json.dumps({"origin": r.origin, "reject_reason": r.reason, "row": r.row}, ensure_ascii=False, default=str)
+            for r in data.rejected
+        ]
+        content = ("\n".join(lines) + "\n").encode("utf-8", "replace")
+        storage.write_bytes(storage.join(config.output, REJECTS, f"{name}.jsonl"), content)
+        total += len(lines)
+    return total
 
 
 def _refuse_what_is_over(config: FinetuneConfig, steps: int) -> None:
@@ -319,7 +353,7 @@ def begin(config: FinetuneConfig, key: StageKey) -> str:
                 fix="Use another output folder",
             )
     delete_manifest(config.output)
-    for path in (CHECKPOINTS, LOG_FILE, *_staged(config)):
+    for path in (CHECKPOINTS, LOG_FILE, REJECTS, *_staged(config)):
         storage.delete(storage.join(config.output, path))
     # Ray Train goes on by itself with whatever has the same name, so a new training gets a new one.
     made = f"finetune-{key.fingerprint()}" + (f"-{uuid.uuid4().hex[:8]}" if config.resume == "never" else "")

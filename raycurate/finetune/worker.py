@@ -131,25 +131,17 @@ def make_prepared(config: FinetuneConfig) -> tuple[Prepared, Prepared | None]:
     Raises:
         RaycurateError: everything that is wrong with the data, or the model that they are tokenised for.
     """
-    from raycurate.data.training import read_training_data
     from raycurate.encoders.fetch import fetch_encoder
     from raycurate.finetune.backbones import training_contract
     from raycurate.finetune.prepared import prepare
 
     encoder = config.encoder_options()
     contract = training_contract(fetch_encoder(encoder), config.model_options())
-    made = []
-    for sources, validation in ((config.train, False), (config.val, True)):
-        if sources is None:
-            continue
-        needed = config.prepare_options(validation=validation)
-        data = read_training_data(
-            sources,
-            require_negatives=needed.passages.n_passages > 1,
-            cache_dir=config.data_cache,
-            seed=config.seed,
-        )
-        made.append(prepare(data, encoder, contract, needed))
+    made: list[Prepared] = []
+    for validation in (False, True):
+        data = config.read_data(validation=validation)
+        if data is not None:
+            made.append(prepare(data, encoder, contract, config.prepare_options(validation=validation)))
     return made[0], made[1] if len(made) > 1 else None
 
 

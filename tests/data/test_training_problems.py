@@ -167,7 +167,11 @@ def test_corpora_that_cannot_be_used(corpus, tmp_path):
     ("text", "line", "said"),
     [
         ("", 1, "the file must hold one JSON object"),
-        ("[1]", 1, "the file must hold one JSON object"),
+        ("[1]", 1, "a row must be an object, this is a number"),
+        ('\n[{"query": "a", "pos_doc": "x", "neg_doc": "y"},\n{"query": "b"}]', 3, "there is no 'pos_doc'"),
+        ('[{"query": "a", "pos_doc": "x", "neg_doc": "y"}', 1, "a comma or the end of the object is missing"),
+        ("[] []", 1, "there is more after its end"),
+        ("[]", None, "it holds no questions"),
         ('{"corpus": {"path": "corpus"}}', None, "there is no 'data'"),
         ('{"data": []}', None, "there is no 'corpus'"),
         ('{"corpus": "corpus", "data": []}', 1, "'corpus' must be"),
@@ -175,7 +179,7 @@ def test_corpora_that_cannot_be_used(corpus, tmp_path):
         ('{"corpus": {"path": "corpus"}, "data": []}', None, "it holds no questions"),
         ('{"corpus": {"path": "corpus"},\n"data": [\n{"question": "a",,}]}', 3, "Expecting property name"),
         ('{"corpus": {"path": "corpus"},\n"data": [\n{"question": "a"}\n{"question": "b"}]}', 4, "a comma or the end"),
-        ('{"corpus": {"path": "corpus"}, "data": []}\n{}', 2, "there is more after the end"),
+        ('{"corpus": {"path": "corpus"}, "data": []}\n{}', 2, "there is more after its end"),
         ('{"corpus": {"path": "corpus"}, "data": [', 1, "Expecting value"),
         ('{"query": "a", "pos_doc": "x", "neg_doc": "y"}\n{"query": "b"}', 2, "belong in a file named .jsonl"),
     ],
@@ -211,3 +215,57 @@ def test_what_json_cannot_carry_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
     write_corpus_id_json(str(path), {"path": "c"}, [])
     assert json.loads(path.read_text()) == {"corpus": {"path": "c"}, "data": []}
+
+
+def dropped(sources: Any, **options: Any) -> tuple[list[str], list[tuple[str, str]]]:
+    """The questions that are left, and (origin, reason) of those that are not."""
+    data = read_training_data(sources, on_bad_rows="drop", **options)
+    return data.table["question"].to_pylist(), [(r.origin, r.reason) for r in data.rejected]
+
+
+def test_rows_that_cannot_be_used_are_left_out_where_that_is_asked_for(tmp_path):
+    lines = [
+        '{"query": "one", "pos_doc": "x", "neg_doc": "y"}',
+        "{no JSON",
+        '{"query": 3, "pos_doc": []}',
+        '{"query": "both", "pos_doc": "x", "neg_doc": ["y", "x"]}',
+        '{"query": "none", "pos_doc": "x", "neg_doc": []}',
+        '{"query": "two", "pos_doc": "z", "neg_doc": "y"}',
+    ]
+    path = write(tmp_path / "t.jsonl", "\n".join(lines))
+    left, gone = dropped(path, require_negatives=True)
+    assert left == ["one", "two"]
+    assert [origin for origin, _ in gone] == [f"{path}:{n}" for n in (2, 3, 4, 5)]
+    assert "not JSON" in gone[0][1] and "must be a string" in gone[1][1] and "'pos_doc' is empty" in gone[1][1]
+    assert "both a positive and a negative" in gone[2][1] and "negatives are needed" in gone[3][1]
+    kept = [r.row for r in read_training_data(path, require_negatives=True, on_bad_rows="drop").rejected]
+    assert kept[:2] == ["{no JSON", {"query": 3, "pos_doc": []}]
+    assert [row["question"] for row in kept[2:]] == ["both", "none"]
+    assert dropped(path, require_negatives=True) == (left, gone)  # from the cache too
+    assert "problems" in said_of(path, require_negatives=True)  # and by default all of it is an error
+
+
+@pytest.mark.parametrize("lines", [True, False], ids=["a row a line", "all in one line"])
+def test_of_rows_in_one_line_only_the_bad_ones_are_left_out(corpus, tmp_path, lines):
+    rows = [
+        row(question_id="a", question="good"),
+        row(question_id="b", question="unknown", pos_doc=["d9"]),
+        row(question_id="c", question="stranger", corpus_id="other"),
+        row(question_id="d", question=" "),
+        row(question_id="a", question="twice"),
+        row(question_id="e", question="good too", neg_doc=["d2", "d3"]),
+    ]
+    text = json.dumps({"corpus": {"path": "corpus"}, "data": rows}, indent=1 if lines else None)
+    left, gone = dropped(write(tmp_path / "t.json", text))
+    assert left == ["good", "good too"] and len(gone) == 4
+    told = " ".join(reason for _, reason in gone)
+    assert all(said in told for said in ("no document 'd9'", "'other' is none", "is empty", "stands at line"))
+
+
+def test_what_is_wrong_with_a_whole_file_is_an_error_all_the_same(corpus, tmp_path):
+    path = write(tmp_path / "t.jsonl", '{"query": 3}\n')
+    assert "none of its rows can be used" in said_of(path, on_bad_rows="drop")
+    path = write(tmp_path / "t.json", json.dumps({"corpus": {"path": "gone"}, "data": [row()]}))
+    assert "there is no such corpus folder" in said_of(path, on_bad_rows="drop")
+    path = write(tmp_path / "u.json", '{"corpus": {"path": "corpus"}, "data": [{"question"')
+    assert "Expecting" in said_of(path, on_bad_rows="drop")

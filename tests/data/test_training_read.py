@@ -90,6 +90,20 @@ def test_inline_rows_of_every_documented_shape(tmp_path):
     assert corpus.ids.to_pylist() == [document_id(t) for t in corpus.texts.to_pylist()]
 
 
+def test_an_array_of_inline_rows_is_read_as_its_lines_are(tmp_path):
+    rows = [{"query": f"q{i}", "pos_doc": f"p{i}", "neg_doc": ["n", {"text": f"n{i}"}]} for i in range(3)]
+    flat = read_training_data(lines(tmp_path / "rows.jsonl", *rows))
+    (tmp_path / "sub").mkdir()
+    for text in (json.dumps(rows), "\ufeff\n " + json.dumps(rows, indent=2)):
+        (tmp_path / "sub" / "rows.json").write_text(text, encoding="utf-8")
+        for place in (tmp_path / "sub" / "rows.json", tmp_path / "sub"):
+            data = read_training_data(str(place))
+            assert data.table.drop_columns(["question_id", "origin"]) == flat.table.drop_columns(
+                ["question_id", "origin"]
+            )
+            assert data.corpora[0].texts == flat.corpora[0].texts
+
+
 def test_inline_again_from_the_cache_and_after_a_change(tmp_path):
     path = lines(tmp_path / "t.jsonl", {"query": "a", "pos_doc": "x", "neg_doc": "y"})
     first, again = read_training_data(path), read_training_data(path)

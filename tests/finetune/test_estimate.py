@@ -228,11 +228,13 @@ def test_a_worker_on_a_cpu_is_cut_to_its_memory_and_no_further(tmp_path: Path, l
     chosen = questions_at_once(folder, model, options, setting)
     fits = {
         n: estimate_training(folder, model, replace(options, local_batch_size=n), setting).memory.total
-        <= setting.memory - PROCESS  # type: ignore[operator]
+        <= 0.75 * (setting.memory - PROCESS)  # type: ignore[operator]
         for n in range(1, 25)
         if loss != "listed" or 24 % n == 0
     }
     assert (chosen or 24) == max((n for n, fit in fits.items() if fit), default=1)
+    half = questions_at_once(folder, model, options, setting, fullness=0.5)
+    assert half is None or (chosen is not None and half >= chosen)  # shorter texts, more of them
     assert questions_at_once(folder, model, options, replace(setting, memory=None)) is None
     assert questions_at_once(folder, model, replace(options, local_batch_size=4), setting) is None
     assert questions_at_once(folder, model, options, replace(setting, cuda=True)) is None

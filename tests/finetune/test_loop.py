@@ -103,6 +103,14 @@ def test_checkpoints_and_validations_come_when_they_are_due(bert: Case):
     assert [(epoch, step) for epoch, step, _ in by_epoch.saves] == [(0, 5), (1, 10)]
 
 
+def test_without_shuffling_each_epoch_has_the_order_of_the_data(bert: Case):
+    plan = plan_training(bert.data, replace(bert, options={"shuffle": False}).train_options, rank=0, ranks=1)
+    batches = [batch.question_ids for batch in plan.feed.batches(0, plan.steps)]
+    assert [name for batch in batches for name in batch] == [f"q{i}" for i in range(80)] * 2
+    shuffled = plan_training(bert.data, bert.train_options, rank=0, ranks=1)
+    assert shuffled.identity() != plan.identity() and shuffled.feed.order.options.shuffle
+
+
 def test_validation_does_not_rank_against_copies(bert: Case, tmp_path: Path):
     """A question with fewer negatives than asked for is judged by those that it has, each counted once."""
     documents = {f"d{i}": " ".join(TEXTS[0].split()[: i % 5 + 1] + WORDS[i : i + 3]) for i in range(12)}

@@ -57,6 +57,24 @@ def test_only_adapters_are_trained_and_fresh_ones_change_nothing(tiny, lora):
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
 
 
+def test_excluded_layers_get_no_adapter(tiny):
+    for excluded in (("down_proj", "o_proj"), ("layers.1.self_attn.q_proj",)):
+        options = LoraOptions(dim=2, exclude_modules=excluded)
+        model = load_bi_encoder(tiny["llama"], ModelOptions(), lora=options)
+        adapted = {n.partition(".lora_")[0].partition("base_model.model.")[2] for n, _ in model.named_parameters()
+                   if ".lora_" in n}  # fmt: skip
+        parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+        parts += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+        every = {f"layers.{i}.{part}" for i in (0, 1) for part in parts}
+        assert adapted == {name for name in every if not name.endswith(excluded)}
+    for wrong in ("lm_head", "proj"):
+        with pytest.raises(ConfigError, match=f"no linear layer '{wrong}'.*Its layers: down_proj"):
+            load_bi_encoder(tiny["llama"], ModelOptions(), lora=LoraOptions(exclude_modules=(wrong,)))
+    only = LoraOptions(target_modules=("q_proj",), exclude_modules=("q_proj",))
+    with pytest.raises(ConfigError, match="no layer is left to adapt"):
+        load_bi_encoder(tiny["llama"], ModelOptions(), lora=only)
+
+
 def test_layers_that_no_gradient_reaches_and_unknown_ones_get_no_adapter(tiny, tmp_path):
     model = load_bi_encoder(tiny["bert"], ModelOptions(), lora=LoraOptions())
     assert not any("pooler" in n and "lora_" in n for n, _ in model.named_parameters())
