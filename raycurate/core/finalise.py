@@ -79,7 +79,7 @@ class Layout:
         unique_id: the id column when the user chose the ids, so that they must be checked; else None.
         repeated_ids: what is done when they are not unique (core/repeated_ids.py).
         schema: of the output, where the staged files do not all have its columns; None when they do.
-        left_out: a reason whose rows are neither written nor counted as rejects.
+        left_out: a working column whose rows, where it is not null, are not written.
     """
 
     name: str
@@ -184,9 +184,8 @@ def _rewrite(group: list[StagedFile], output: str, layout: Layout, number: int, 
         for staged in group:
             filesystem, inner = storage.filesystem(staged.path)
             table = seen.drop(pq.read_table(inner, filesystem=filesystem))
-            if layout.left_out is not None:
-                reasons = table[REJECT_REASON].cast(pa.string()).fill_null("")
-                table = table.filter(pc.not_equal(reasons, layout.left_out))
+            if layout.left_out in table.column_names:
+                table = table.filter(pc.is_null(table[layout.left_out]))
             for column in (c for c in layout.sums if c in table.column_names):
                 result.sums[column] = result.sums.get(column, 0) + (pc.sum(table[column]).as_py() or 0)
             if layout.unique_id is not None:

@@ -30,7 +30,7 @@ from raycurate.data.ids import id_strings
 from raycurate.dedup.clusters import contains
 from raycurate.dedup.ranking import hashed_ids
 
-REMOVED = "_removed"  # in place of a reject's reason: the document is a duplicate
+REMOVED = "_removed"  # the column that is true where the document is a duplicate
 _NAMED = 5  # ids shown in an error
 
 
@@ -56,8 +56,8 @@ class Remove:
         gone &= pc.is_null(table[REJECT_REASON]).to_numpy(zero_copy_only=False)
         if not gone.any():
             return table
-        mark = pa.array([REMOVED] * int(gone.sum()), pa.string())
-        removed = table.filter(pa.array(gone)).select([ROW_KEY, "id"]).append_column(REJECT_REASON, mark)
+        mark = pa.array(np.ones(int(gone.sum()), bool))
+        removed = table.filter(pa.array(gone)).select([ROW_KEY, "id"]).append_column(REMOVED, mark)
         return pa.concat_tables([table.filter(pa.array(~gone)), removed], promote_options="default")
 
 
@@ -154,8 +154,11 @@ def _met(paths: list[str]) -> np.ndarray:
     parts = [np.empty((2, 0), np.uint64)]
     for path in paths:
         filesystem, inner = storage.filesystem(path)
-        table = pq.read_table(inner, columns=[ROW_KEY, "id", REJECT_REASON], filesystem=filesystem)
-        table = table.filter(pc.equal(table[REJECT_REASON].cast(pa.string()), REMOVED))
+        file = pq.ParquetFile(inner, filesystem=filesystem)
+        if REMOVED not in file.schema_arrow.names:
+            continue
+        table = file.read(columns=[ROW_KEY, "id", REMOVED])
+        table = table.filter(pc.is_valid(table[REMOVED]))
         parts.append(np.stack([hashed_ids(table["id"]), table[ROW_KEY].to_numpy()]))
     return np.concatenate(parts, axis=1)
 
@@ -199,4 +202,4 @@ def _schema(staging: str) -> pa.Schema | None:
     if not schemas:
         return None
     whole = pa.unify_schemas(schemas, promote_options="permissive")
-    return pa.schema([field for field in whole if field.name not in (ROW_KEY, REJECT_REASON, "reject_detail")])
+    return pa.schema([field for field in whole if field.name not in (ROW_KEY, REJECT_REASON, "reject_detail", REMOVED)])
