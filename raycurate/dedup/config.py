@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from raycurate.core.cluster import ActorGroupOptions
 from raycurate.core.config import StageConfig, option
@@ -37,9 +37,11 @@ class DedupConfig(StageConfig):
         "columns, smallest first ('-column': largest first; nulls last).",
     )
     random_state: int = option(42, "Seed of which_to_keep=random.", ge=0)
-    eps: Annotated[float, Field(ge=0, lt=1)] | None = option(
+    eps: float | None = option(
         0.01,
         "Rows with a cosine of at least 1 - eps to one that stays are removed; null: find the pairs, remove nothing.",
+        ge=0,
+        lt=1,
     )
     decision: Literal["survivor", "earlier"] = option(
         "survivor", "Near to what: a row that is kept (survivor), or any row that ranks earlier (earlier)."
