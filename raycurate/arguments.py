@@ -194,4 +194,5 @@ def _type_name(annotation: Any) -> str:
         .replace("NoneType", "None")
         .replace("SecretStr", "secret")
         .replace("ActorGroupOptions", "mapping")
+        .replace("StorageAccess", "mapping")
     )
