@@ -241,12 +241,15 @@ def nodes_with(
     ]
 
 
-def run_on_each_node(fn: Callable[..., Any], *args: Any, gpu_only: bool = False) -> list[Any]:
-    """Run `fn(*args)` once on every live node (or every one with a GPU), none of its resources taken; the results."""
+def run_on_each_node(fn: Callable[..., Any], *args: Any, gpu_only: bool = False, num_gpus: float = 0.0) -> list[Any]:
+    """Run `fn(*args)` once on every live node (or every one with a GPU); the results.
+
+    Nothing of a node's is taken but `num_gpus`: Ray hides the GPUs from a task that asks for none.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    remote = ray.remote(num_cpus=0)(fn)
+    remote = ray.remote(num_cpus=0, num_gpus=num_gpus)(fn)
     nodes = nodes_with(resources={"GPU": 1} if gpu_only else None)
     pinned = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
     return ray.get([remote.options(scheduling_strategy=p).remote(*args) for p in pinned])

@@ -71,6 +71,11 @@ def _at_home(text: str) -> Path:
         ) from None
 
 
+def without_options(path: str) -> str:
+    """A URI without what follows its `?` (endpoint, region); a local path as it is, whatever marks are in it."""
+    return path.partition("?")[0] if is_remote(path) else path
+
+
 def join(base: str, *parts: str) -> str:
     """`base` and `parts` with one slash between them; works for URIs and local paths alike."""
     return posixpath.join(base.rstrip("/") or "/", *[p.strip("/") for p in parts])
@@ -171,11 +176,11 @@ def _full(path: str, inner_root: str, inner: str) -> str:
     """The URI (or local path) of `inner`, which lies at or under `inner_root`, the inner form of `path`."""
     if not is_remote(path):
         return inner
-    base, _, query = path.partition("?")
+    base = without_options(path)
     if inner.startswith("/") and not inner_root.startswith("/"):  # fsspec's memory:// lists with a slash in front
         inner = inner[1:]
     prefix = base[: len(base) - len(inner_root)] if base.endswith(inner_root) else scheme_of(path) + "://"
-    return f"{prefix}{inner}" + (f"?{query}" if query else "")
+    return prefix + inner + path[len(base) :]
 
 
 def _entry(path: str, inner_root: str, info: pafs.FileInfo) -> FileEntry:
@@ -191,7 +196,7 @@ def list_files(path: str, *, recursive: bool = True) -> list[FileEntry]:
     Raises:
         InputError: nothing is there, or it cannot be listed.
     """
-    if _is_glob(path):
+    if is_glob(path):
         return _glob(path)
     found, inner = filesystem(path)
     try:
@@ -203,22 +208,37 @@ def list_files(path: str, *, recursive: bool = True) -> list[FileEntry]:
         infos = found.get_file_info(pafs.FileSelector(inner, recursive=recursive))
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"it cannot be listed ({error})", where=path) from error
-    files = [i for i in infos if i.type == pafs.FileType.File and _TEMPORARY not in i.base_name]
+    try:
+        files = [i for i in infos if i.type == pafs.FileType.File and _TEMPORARY not in i.base_name]
+    except UnicodeDecodeError as error:
+        fix = "Rename it (convmv does so for whole folders)"
+        raise InputError(f"it holds a file whose name is not UTF-8 ({error.object!r})", where=path, fix=fix) from None
     return sorted((_entry(path, inner, i) for i in files), key=lambda e: e.path)
 
 
-def _is_glob(path: str) -> bool:
+def is_glob(path: str) -> bool:
+    """Whether `path` is a pattern; a local path that is there is that path, whatever marks are in it."""
     if is_remote(path):
-        return any(mark in path.partition("?")[0] for mark in "*[")
+        return any(mark in without_options(path) for mark in "*[")
     return any(mark in path for mark in "*[?") and not os.path.exists(normalise(path))
 
 
-def _glob(pattern: str) -> list[FileEntry]:
-    pattern = normalise(pattern)
-    bare, _, query = pattern.partition("?") if is_remote(pattern) else (pattern, "", "")
-    options = f"?{query}" if query else ""
+def glob_root(path: str) -> str | None:
+    """The folder before the first mark of a pattern, with the options of a URI; None for what is no pattern."""
+    if not is_glob(path):
+        return None
+    pattern = normalise(path)
+    bare = without_options(pattern)
     first = min(bare.find(mark) for mark in "*[?" if mark in bare)
-    base = (bare[:first].rpartition("/")[0] or "/") + options
+    return (bare[:first].rpartition("/")[0] or "/") + pattern[len(bare) :]
+
+
+def _glob(pattern: str) -> list[FileEntry]:
+    base = glob_root(pattern)
+    assert base is not None
+    pattern = normalise(pattern)
+    bare = without_options(pattern)
+    options = pattern[len(bare) :]
     if not exists(base):
         raise InputError("no file matches", where=pattern)
     wanted = re.compile(_glob_expression(bare) + re.escape(options))

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from raycurate.core import storage
 from raycurate.core.errors import InputError, nearest
 from raycurate.core.manifest import OutputFile
+from raycurate.data.ids import id_text
 from raycurate.data.inline import strict_json
 from raycurate.data.training_lines import json_lines
 from raycurate.data.training_report import NAMED, Problems
@@ -92,7 +93,7 @@ def _read_table(path: str, schema: pa.Schema, problems: Problems) -> pa.Table:
             problems.add("bad rows", f"{path}:{line}", fault)
             continue
         row = {name: value.get(name) or "" for name in schema.names}
-        row["_id"] = str(value["_id"])
+        row["_id"] = id_text(value["_id"]) or ""
         if "metadata" in row:
             row["metadata"] = json.dumps(value.get("metadata") or {}, ensure_ascii=False)
         rows.append(row)
@@ -110,8 +111,7 @@ def _read_table(path: str, schema: pa.Schema, problems: Problems) -> pa.Table:
 def _fault(value: Any) -> str | None:
     if not isinstance(value, dict):
         return "a row must be an object"
-    found = value.get("_id")
-    if isinstance(found, bool) or not isinstance(found, str | int) or found == "":
+    if id_text(value.get("_id")) is None:
         return "'_id' must be a string"
     for name in ("text", "title"):
         text = value.get(name, None if name == "text" else "")

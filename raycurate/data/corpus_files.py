@@ -22,7 +22,8 @@ from raycurate.core.errors import InputError
 from raycurate.core.manifest import OutputFile
 from raycurate.core.storage import FileEntry
 from raycurate.data.corpus import CORPUS_SCHEMA
-from raycurate.data.parquet import is_scalar_id, is_string_like
+from raycurate.data.ids import id_strings, id_text, is_id_type, is_string_like
+from raycurate.data.parquet_schema import check_names
 from raycurate.data.training_lines import json_lines
 from raycurate.data.training_report import Problems
 
@@ -99,7 +100,7 @@ def train_files(folder: str) -> list[FileEntry]:
 
 def _format(path: str) -> str:
     """`parquet`, `arrow`, `jsonl`, `jsonl.gz`, `jsonl.zst`, or "" for what is no file of documents."""
-    name = posixpath.basename(path.partition("?")[0]).lower()
+    name = posixpath.basename(storage.without_options(path)).lower()
     return next((suffix[1:] for suffix in _READERS if name.endswith(suffix)), "")
 
 
@@ -138,6 +139,7 @@ def _parquet_batches(entry: FileEntry) -> Iterator[pa.RecordBatch]:
     found, inner = storage.filesystem(entry.path)
     with found.open_input_file(inner) as source:
         file = pq.ParquetFile(source)
+        check_names(file.schema_arrow, entry.path)
         names = [n for n in ("id", "text") if n in file.schema_arrow.names]
         yield from file.iter_batches(BATCH_ROWS, columns=names, use_threads=False)
 
@@ -155,7 +157,7 @@ def _arrow_batches(entry: FileEntry) -> Iterator[pa.RecordBatch]:
 
 
 def _checked_columns(batch: pa.RecordBatch, path: str, problems: Problems) -> list[pa.Array] | None:
-    for name, fits in (("id", is_scalar_id), ("text", is_string_like)):
+    for name, fits in (("id", is_id_type), ("text", is_string_like)):
         if name not in batch.schema.names:
             hint = (
                 "; texts of a corpus with ids only are restored by `raycurate prep --dataset`" if name == "text" else ""
@@ -166,9 +168,9 @@ def _checked_columns(batch: pa.RecordBatch, path: str, problems: Problems) -> li
         else:
             continue
         return None
-    columns = [batch["id"], batch["text"]]
-    columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in columns]
-    return [c.cast(f.type) for c, f in zip(columns, CORPUS_SCHEMA, strict=True)]
+    text = batch["text"]
+    text = text.dictionary_decode() if pa.types.is_dictionary(text.type) else text
+    return [id_strings(batch["id"]), text.cast(CORPUS_SCHEMA.field("text").type)]
 
 
 def _jsonl_documents(entry: FileEntry, problems: Problems) -> Iterator[pa.RecordBatch]:
@@ -180,14 +182,15 @@ def _jsonl_documents(entry: FileEntry, problems: Problems) -> Iterator[pa.Record
 
     for line, value in json_lines(entry, problems):
         where = f"{entry.path}:{line}"
-        found = value.get("id") if isinstance(value, dict) else None
+        own = value.get("id") if isinstance(value, dict) else None
+        found = "" if own == "" else id_text(own)
         text = value.get("text") if isinstance(value, dict) else None
-        if isinstance(found, bool) or not isinstance(found, str | int) or not isinstance(text, str):
+        if found is None or not isinstance(text, str):
             problems.add("bad documents", where, "it must be an object with 'id' and 'text'")
             continue
-        if not text.strip() or found == "":
-            problems.add("empty documents", where, f"the document {found!r} has no {'text' if found != '' else 'id'}")
-        ids.append(str(found))
+        if not text.strip() or not found:
+            problems.add("empty documents", where, f"the document {own!r} has no {'text' if found else 'id'}")
+        ids.append(found)
         texts.append(text)
         if len(ids) >= BATCH_ROWS:
             yield batch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raycurate.core import storage
@@ -26,7 +27,10 @@ def count_documents(listing: Listing) -> int | None:
     room = _REMOTE_LINES_BYTES if any(storage.is_remote(file.path) for file in lines) else _LINES_BYTES
     if packed or len(parquet) > _FOOTERS or sum(file.size for file in lines) > room:
         return None
-    return whole + sum(_rows(file.path) for file in parquet) + sum(_lines(file.path) for file in lines)
+    try:
+        return whole + sum(_rows(file.path) for file in parquet) + sum(_lines(file.path) for file in lines)
+    except (OSError, pa.ArrowException):  # damaged, or gone: the reading says so
+        return None
 
 
 def _rows(path: str) -> int:

@@ -9,30 +9,29 @@ where they are read: it is what lets a killed run go on without losing a row or 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-from pyarrow import fs as pafs
 from pydantic import field_validator
 
-from raycurate.core import storage
 from raycurate.core.config import StageConfig, option
-from raycurate.core.errors import InputError, nearest, require
-from raycurate.core.manifest import is_data, listing_fingerprint
-from raycurate.core.storage import FileEntry
-from raycurate.data import segments as cutting
-from raycurate.data.rows import BASE_NAMES, ReadPlan
-from raycurate.data.segments import DEFAULT_EXTENSIONS, Kind, extension_of, kind_of
+from raycurate.core.errors import InputError, nearest
+from raycurate.core.observe import get_logger
+from raycurate.data.ids import common_id_type, is_id_type, is_string_like
+from raycurate.data.listing import Listing, list_inputs, partition_types
+from raycurate.data.parquet_schema import FileSchema, common_type, read_file_schemas
+from raycurate.data.rows import BASE_NAMES, TEXT_CUT, OverLong, ReadPlan
+from raycurate.data.segments import DEFAULT_EXTENSIONS, Kind, kind_of
 
 if TYPE_CHECKING:
     import ray
     from ray.data import Dataset
 
-_OTHERS_FILES = {"_SUCCESS", "_metadata", "_common_metadata"}  # what Spark and pyarrow leave beside their data
-_FOOTERS_TRIED = 8
+log = get_logger(__name__)
+
+LONGEST_TEXT = 500_000_000
+"""Characters that `max_chars` can be at most: what one string of Arrow's holds, whatever the characters."""
 
 
 class DocumentsOptions(StageConfig):
@@ -41,8 +40,8 @@ class DocumentsOptions(StageConfig):
     input: str | list[str] = option(..., "File, folder, glob, hf://org/dataset, or a list of them.")
     file_extensions: list[str] | None = option(
         None,
-        "Extensions to read instead of .txt .md .jsonl .jsonl.gz .jsonl.zst .parquet and none ('' stands for none); "
-        ".html and .rst are reduced to text, unknown ones are read as text.",
+        "Extensions to read instead of .txt .md .jsonl .ndjson (these two also .gz, .zst) .parquet and none ('' stands "
+        "for none); .json is read as what it holds, .html and .rst are reduced to text, unknown ones are read as text.",
     )
     text_field: str = option("text", "Column that holds the text (JSON Lines, Parquet); it comes out as `text`.")
     title_field: str = option("title", "Column that holds the title, where there is one; it comes out as `title`.")
@@ -51,7 +50,13 @@ class DocumentsOptions(StageConfig):
         "Column that holds the id; by default `id` or `_id` where there is one, else made from source and position.",
     )
     metadata_fields: list[str] = option([], "Further columns to pass through.")
-    max_chars: int = option(1_000_000, "Longer texts are rejected.", gt=0, le=500_000_000)
+    id_type: Literal["auto", "text", "integer"] = option(
+        "auto",
+        "Type that ids come out as: auto keeps integers where all files are Parquet with an id column of integers; "
+        "integer rejects rows whose id is none, also in JSON Lines.",
+    )
+    max_chars: int = option(1_000_000, "Characters kept of a text; see over_long.", gt=0, le=LONGEST_TEXT)
+    over_long: OverLong = option("truncate", "What is done with longer texts: truncate (counted) or reject.")
     files_per_partition: int = option(0, "Most files in one read task; 0 for no limit.", operational=True, ge=0)
     block_bytes: int = option(1 << 20, "Text in one block, in bytes, about.", operational=True, gt=0)
 
@@ -67,193 +72,143 @@ class DocumentsOptions(StageConfig):
     @field_validator("metadata_fields")
     @classmethod
     def _not_ours(cls, value: list[str]) -> list[str]:
-        reserved = {"_row_key", "reject_reason", "reject_detail"} & set(value)
+        reserved = {"_row_key", TEXT_CUT, "reject_reason", "reject_detail"} & set(value)
         if reserved:
             raise ValueError(f"{', '.join(sorted(reserved))}: these names are our own")
         return value
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The files of a corpus as they were when it was listed, sorted by path."""
-
-    files: list[FileEntry]
-    position_bits: int
-    unsupported: dict[str, int] = field(default_factory=dict)
-    """Files that were left alone, counted by extension."""
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(f.size for f in self.files)
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when a file is added, removed, renamed, resized or written again."""
-        return listing_fingerprint(self.files)
-
-
 def list_documents(options: DocumentsOptions) -> Listing:
-    """The files that `options.input` names, in the order that their rows' keys follow.
-
-    Hidden files, and the manifests, rejects and staging files of our own outputs, are left out.
+    """The files that `options.input` names, in the order that their rows' keys follow (listing.py).
 
     Raises:
         InputError: a path that is not there, or no file of a supported kind.
         MissingDependencyError: .html or .rst files without the packages that read them.
     """
-    wanted = set(DEFAULT_EXTENSIONS if options.file_extensions is None else options.file_extensions)
     inputs = [options.input] if isinstance(options.input, str) else options.input
     if not inputs:
         raise InputError("no input was given", fix="Name a file, a folder, a glob or hf://org/dataset")
-    found: dict[str, FileEntry] = {}
-    unsupported: Counter[str] = Counter()
-    for path in inputs:
-        for file in _list_one(path):
-            if extension_of(file.path) in wanted:
-                found[file.path] = file
-            else:
-                unsupported[extension_of(file.path)] += 1
-    if not found:
-        raise _nothing_found(inputs, wanted, unsupported)
-    files = [found[path] for path in sorted(found)]
-    _require_parsers(files)
-    return Listing(files, cutting.choose_position_bits(files), dict(sorted(unsupported.items())))
-
-
-def _list_one(path: str) -> list[FileEntry]:
-    try:
-        files = storage.list_files(path)
-    except InputError as error:
-        sibling = _nearest_sibling(path)
-        raise InputError(error.what, where=error.where, fix=sibling and f"Did you mean {sibling}?") from error
-    root = storage.normalise(path)
-    if len(files) == 1 and files[0].path == root:
-        return files  # named by itself: whatever it is called
-    folder = root[: min((root.find(m) for m in "*[" if m in root), default=len(root))].rpartition("/")[0]
-    depth = len(folder) if "*" in root or "[" in root else len(root)
-    return [f for f in files if not _is_ours_or_hidden(f.path[depth:].strip("/"))]
-
-
-def _is_ours_or_hidden(relative: str) -> bool:
-    *folders, name = relative.split("/")
-    return any(part.startswith(".") for part in (*folders, name)) or name in _OTHERS_FILES or not is_data(relative)
-
-
-def _nearest_sibling(path: str) -> str | None:
-    """What lies beside a missing path and is called most like it."""
-    if any(mark in path for mark in "*["):
-        return None
-    parent, _, name = storage.normalise(path).rpartition("/")
-    try:
-        filesystem, inner = storage.filesystem(parent or "/")
-        names = [i.base_name for i in filesystem.get_file_info(pafs.FileSelector(inner))]
-    except (OSError, pa.ArrowException):
-        return None  # the parent is missing too: there is nothing to suggest
-    close = nearest(name, names)
-    return storage.join(parent, close) if close else None
-
-
-def _nothing_found(inputs: Sequence[str], wanted: set[str], unsupported: Counter[str]) -> InputError:
-    seen = ", ".join(f"{n} {extension or 'without extension'}" for extension, n in unsupported.most_common(8))
-    names = ", ".join(sorted(e or "none" for e in wanted))
-    return InputError(
-        f"no file to read; extensions read are {names}; there are {seen or 'no files at all'}",
-        where=", ".join(inputs[:3]) + (", ..." if len(inputs) > 3 else ""),
-        fix="Set file_extensions to read others" if unsupported else "Check the path",
-    )
-
-
-def _require_parsers(files: Iterable[FileEntry]) -> None:
-    kinds = {kind_of(f.path)[0] for f in files}
-    if Kind.HTML in kinds:
-        require("bs4", "html", purpose="Reading .html files")
-    if Kind.RST in kinds:
-        require("docutils", "html", purpose="Reading .rst files")
+    asked = options.file_extensions
+    return list_inputs(inputs, set(DEFAULT_EXTENSIONS if asked is None else asked), asked=asked is not None)
 
 
 # --- what is checked and decided before any work -------------------------------------------------
 
 
 def make_plan(options: DocumentsOptions, columns: Sequence[str] | None, listing: Listing) -> ReadPlan:
-    """What the read tasks need, checked against the first Parquet file's footer.
+    """What the read tasks need, checked against the footers of all Parquet files.
 
     Args:
-        columns: metadata columns to pass through; None for whatever each file has.
+        columns: metadata columns to pass through; None for all.
 
     Raises:
-        InputError: a Parquet corpus without the text column or another column that was asked for.
+        InputError: a Parquet corpus without the text column or another column that was asked for, a column that
+            cannot be what it is asked to be, or one that stands twice in a file.
     """
-    kinds = {kind_of(f.path)[0] for f in listing.files}
-    as_text = Kind.JSONL in kinds
-    path, schema = _first_parquet_schema(listing.files) if Kind.PARQUET in kinds else ("", None)
-    wanted = None if columns is None else [c for c in dict.fromkeys(columns) if c not in BASE_NAMES]
-    if schema is not None:
-        _check_parquet(path, schema, options, wanted or [], only_parquet=kinds == {Kind.PARQUET})
+    kinds = listing.kinds
+    as_text = not kinds.isdisjoint({Kind.JSON, Kind.JSONL})
+    files = _schemas(options, listing)
+    folders = partition_types(listing.files)
+    if columns is None:
+        wanted = None if as_text else _all_columns(options, files, folders)
+    else:
+        wanted = [c for c in dict.fromkeys(columns) if c not in BASE_NAMES]
+    if files:
+        asked = [name for name in wanted or [] if name not in folders]
+        _check_parquet(options, files, asked if kinds == {Kind.PARQUET} else [], only_parquet=kinds == {Kind.PARQUET})
     return ReadPlan(
         text_field=options.text_field,
         title_field=options.title_field,
         id_field=options.id_field,
-        columns=None if wanted is None else tuple((n, _column_type(n, schema, as_text)) for n in wanted),
+        columns=None if wanted is None else tuple((n, _type_of(n, files, folders, as_text)) for n in wanted),
+        id_type=_id_type(options, files, kinds),
         max_chars=options.max_chars,
+        over_long=options.over_long,
         block_bytes=options.block_bytes,
         position_bits=listing.position_bits,
         metadata_as_text=as_text,
     )
 
 
-def _first_parquet_schema(files: Iterable[FileEntry]) -> tuple[str, pa.Schema | None]:
-    """The first Parquet file that can be opened; those that cannot are rejected where they are read."""
-    from raycurate.data.parquet import read_schema
+def _schemas(options: DocumentsOptions, listing: Listing) -> list[FileSchema]:
+    """Of the Parquet files that have rows, or of all where none has."""
+    paths = [f.path for f in listing.files if kind_of(f.path)[0] is Kind.PARQUET]
+    files = read_file_schemas(paths, ids=[options.id_field] if options.id_field else ["id", "_id"])
+    return [file for file in files if file.rows] or files
 
-    paths = [f.path for f in files if kind_of(f.path)[0] is Kind.PARQUET]
-    for path in paths[:_FOOTERS_TRIED]:
-        try:
-            return path, read_schema(path)
-        except (OSError, pa.ArrowException):
-            continue
-    return "", None
+
+def _all_columns(
+    options: DocumentsOptions, files: Iterable[FileSchema], folders: Mapping[str, pa.DataType]
+) -> list[str]:
+    """The columns of all files and folders that are not ours, in the order in which they come."""
+    ours = {*BASE_NAMES, options.text_field, options.title_field, options.id_field or "_id"}
+    named = (name for file in files for name in file.schema.names)
+    return [name for name in dict.fromkeys([*named, *folders]) if name not in ours]
 
 
 def _check_parquet(
-    path: str, schema: pa.Schema, options: DocumentsOptions, wanted: list[str], only_parquet: bool
+    options: DocumentsOptions, files: Sequence[FileSchema], metadata: Sequence[str], *, only_parquet: bool
 ) -> None:
-    from raycurate.data.parquet import is_scalar_id, is_string_like
-
     asked = [("text_field", options.text_field), ("id_field", options.id_field)]
     if options.title_field != "title":
         asked.append(("title_field", options.title_field))
-    if only_parquet:
-        asked += [("metadata_fields", name) for name in wanted]
+    asked += [("metadata_fields", name) for name in metadata]
+    names = list(dict.fromkeys(name for file in files for name in file.schema.names))
     for key, name in asked:
-        if name is not None and name not in schema.names:
-            close = nearest(name, schema.names)
+        if name is not None and name not in names and (only_parquet or key != "id_field"):
+            close = nearest(name, names)
             hint = f"Did you mean '{close}'? " if close else ""
             raise InputError(
                 f"there is no column '{name}' ({key})",
-                where=path,
-                fix=f"{hint}Set {key}; the columns are {', '.join(schema.names)}",
+                where=files[0].path,
+                fix=f"{hint}Set {key}; the columns are {', '.join(names)}",
             )
-    kind = schema.field(options.text_field).type
-    if not is_string_like(kind):
-        raise InputError(
-            f"column '{options.text_field}' holds {kind}, not text",
-            where=path,
-            fix="Set text_field to a column of strings",
-        )
-    if options.id_field is not None and not is_scalar_id(schema.field(options.id_field).type):
-        raise InputError(
-            f"column '{options.id_field}' holds {schema.field(options.id_field).type}, which cannot be an id",
-            where=path,
-            fix="Set id_field to a column of strings or integers",
-        )
+    _require(options.text_field, files, _can_be_text, "not text", "Set text_field to a column of strings")
+    if options.id_field is not None:
+        fix = "Set id_field to a column of strings, integers or other single values"
+        _require(options.id_field, files, is_id_type, "which cannot be an id", fix)
 
 
-def _column_type(name: str, schema: pa.Schema | None, as_text: bool) -> pa.DataType:
-    from raycurate.data.parquet import plain_type
+def _can_be_text(kind: pa.DataType) -> bool:
+    return is_string_like(kind) or pa.types.is_null(kind)
 
-    if schema is None or as_text or name not in schema.names:
+
+def _require(name: str, files: Sequence[FileSchema], fits: Callable[[pa.DataType], bool], why: str, fix: str) -> None:
+    """Raises InputError when a column fits in none of the files; where it fits in some, the rows of others are
+    rejected."""
+    kinds = [(file.path, kind) for file in files if (kind := file.type_of(name)) is not None]
+    if kinds and not any(fits(kind) for _, kind in kinds):
+        raise InputError(f"column '{name}' holds {kinds[0][1]}, {why}", where=kinds[0][0], fix=fix)
+
+
+def _type_of(name: str, files: Sequence[FileSchema], folders: Mapping[str, pa.DataType], as_text: bool) -> pa.DataType:
+    if as_text:
         return pa.string()
-    return plain_type(schema.field(name).type)
+    if not any(name in file.schema.names for file in files):
+        return folders.get(name, pa.string())
+    kind = common_type(name, files)
+    return kind if name not in folders or kind == folders[name] else pa.string()
+
+
+def _id_type(options: DocumentsOptions, files: Sequence[FileSchema], kinds: set[Kind]) -> pa.DataType:
+    """Integers where the user says so, or where all files are Parquet and none can have another id."""
+    if options.id_type == "integer":
+        return pa.int64()
+    if options.id_type == "text" or kinds != {Kind.PARQUET}:
+        return pa.string()
+    found = []
+    for file in files:
+        names = [options.id_field] if options.id_field else ["id", "_id"]
+        name = next((n for n in names if n in file.schema.names and is_id_type(file.schema.field(n).type)), None)
+        if name is None or (options.id_field is None and name in file.maybe_null):
+            if options.id_field is None and file.rows:
+                return pa.string()  # ids are made up for what has none, and those are text
+            continue
+        found.append(file.schema.field(name).type)
+    kind = common_id_type(found)
+    if pa.types.is_string(kind) and any(pa.types.is_integer(k) for k in found):
+        log.info("ids are %s in different files; they come out as text", " and ".join(sorted({str(k) for k in found})))
+    return kind
 
 
 # --- Ray Data -------------------------------------------------------------------------------------
@@ -271,11 +226,13 @@ def read_documents(
 ) -> Dataset:
     """A lazy Ray Data data set with one row a document.
 
-    Columns: `_row_key` uint64 (unique; where the row is in the corpus), `id`, `text`, `title`, `source`,
-    `reject_reason` and `reject_detail` (strings; null for a good row), then the metadata columns. Metadata
-    from JSON Lines are strings, other values than strings as JSON text, so that every task gives the same
-    types; Parquet columns keep the type they have in the first file, unless the corpus has JSON Lines too.
-    A row that cannot be used comes out with its `reject_reason` (rows.REJECT_REASONS), never as an error.
+    Columns: `_row_key` uint64 (unique; where the row is in the corpus), `id` (string; int64 or uint64 where all files
+    are Parquet with integer ids), `text`, `title`, `source`, `text_cut` (bool: the text is the beginning of one longer
+    than `max_chars`), `reject_reason` and `reject_detail` (strings; null for a good row), then the metadata columns.
+    Metadata from JSON are strings, other values than strings as JSON text, so that every task gives the same types;
+    Parquet columns have the type that holds the values of all files, unless the corpus has JSON too. Folders called
+    `key=value` are columns. A row that cannot be used comes out with its `reject_reason` (rows.REJECT_REASONS), never
+    as an error.
 
     Args:
         options_or_paths: options, or just the input, with further options by keyword.

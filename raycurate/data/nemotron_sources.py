@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from raycurate.core import storage
 from raycurate.core.errors import InputError, require
 from raycurate.data.corpus import gather
-from raycurate.data.parquet import is_string_like
+from raycurate.data.ids import is_string_like
 
 SOURCE_CONFIG = "source_config.json"
 

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycurate.core import storage
+from raycurate.data.ids import id_strings, is_id_type, is_string_like
+from raycurate.data.parquet_schema import plain_type, widen
 from raycurate.data.rows import (
-    BASE_FIELDS,
     BLOCK_ROWS,
     DoneRows,
     ReadPlan,
@@ -27,45 +28,13 @@ from raycurate.data.rows import (
     source_of,
     unreadable,
 )
-from raycurate.data.segments import PARQUET_ROW_BITS, Segment
+from raycurate.data.segments import PARQUET_ROW_BITS, PartitionValues, Segment
 
 _MIN_BATCH_ROWS = 16
 
 
-def is_string_like(kind: pa.DataType) -> bool:
-    """True for string, large_string, string_view and dictionaries of them."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def is_scalar_id(kind: pa.DataType) -> bool:
-    """True for what can be written as an id: strings, integers, floats (dictionaries of them too)."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return is_string_like(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
-
-
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type a metadata column comes out as: strings of all sorts as string, dictionaries as their values."""
-    if is_string_like(kind):
-        return pa.string()
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def read_schema(path: str) -> pa.Schema:
-    """The Arrow schema of a Parquet file, from its footer.
-
-    Raises:
-        OSError, pa.ArrowException: the file cannot be read as Parquet.
-    """
-    found, inner = storage.filesystem(path)
-    with found.open_input_file(inner) as file:
-        return pq.ParquetFile(file).schema_arrow
-
-
 def read_parquet_segment(segment: Segment, plan: ReadPlan, done: DoneRows) -> Iterator[pa.Table | Row]:
-    """The rows of the row groups that start in the segment; a Row for each piece that cannot be read."""
+    """The rows of the row groups that start in the segment; of one that cannot be read, a reject for each row."""
     failed_at = (1 << PARQUET_ROW_BITS) + segment.start  # beyond every row number
     try:
         found, inner = storage.filesystem(segment.path)
@@ -74,12 +43,12 @@ def read_parquet_segment(segment: Segment, plan: ReadPlan, done: DoneRows) -> It
             if segment.size and size != segment.size:
                 raise OSError(f"it had {segment.size} bytes when it was listed and has {size} now")
             file = pq.ParquetFile(source)
-            columns = _Columns.of(file.schema_arrow, plan)
+            columns = _Columns.of(file.schema_arrow, plan, segment.values)
             for group, first_row in _row_groups(file.metadata, segment):
                 yield from _read_group(file, group, first_row, _GroupReader(segment, plan, done, columns))
     except (OSError, pa.ArrowException) as error:
         if failed_at not in done:
-            yield unreadable(segment, failed_at, error)
+            yield unreadable(segment, failed_at, error)._replace(extra=dict(segment.values))
 
 
 def _row_groups(metadata: pq.FileMetaData, segment: Segment) -> Iterator[tuple[int, int]]:
@@ -120,9 +89,11 @@ def _read_group(file: pq.ParquetFile, group: int, first_row: int, reader: _Group
                 table = _documents(batch, positions, reader)
                 yield table if keep.all() else table.filter(pa.array(keep))
             row += batch.num_rows
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        if not len(done.between(row, row + 1)):
-            yield unreadable(segment, row, error, f"rows {row} to {last_row - 1}")
+    except (OSError, pa.ArrowException, ValueError, OverflowError) as error:  # the last two of times beyond Python's
+        extra = dict(segment.values)
+        for lost in np.setdiff1d(np.arange(row, last_row, dtype=np.uint64), done.between(row, last_row)):
+            where = f"row {lost}, with rows {row} to {last_row - 1}"
+            yield unreadable(segment, int(lost), error, where)._replace(extra=extra)
 
 
 # --- columns ------------------------------------------------------------------------------------
@@ -138,35 +109,44 @@ class _Columns:
     source: str | None
     id: str | None
     extra: tuple[tuple[str, pa.DataType], ...]
+    present: tuple[str, ...]
     mismatch: str | None
     """Why the whole file is of the wrong type, when its metadata cannot become what they are elsewhere."""
 
     @staticmethod
-    def of(schema: pa.Schema, plan: ReadPlan) -> _Columns:
+    def of(schema: pa.Schema, plan: ReadPlan, values: PartitionValues) -> _Columns:
         def present(name: str | None) -> str | None:
             return name if name is not None and name in schema.names else None
 
         id_names = (plan.id_field,) if plan.id_field is not None else ("id", "_id")
-        id_column = next((n for n in id_names if n in schema.names and is_scalar_id(schema.field(n).type)), None)
+        id_column = next((n for n in id_names if n in schema.names and is_id_type(schema.field(n).type)), None)
         extra = plan.columns
         if extra is None:
             passed = [f for f in schema if not plan.is_own_column(f.name, id_column)]
             extra = tuple((f.name, pa.string() if plan.metadata_as_text else plain_type(f.type)) for f in passed)
+            folders = (name for name, _ in values if name not in schema.names)
+            extra += tuple((name, pa.string()) for name in folders if not plan.is_own_column(name, id_column))
         text = present(plan.text_field)
         return _Columns(
             text=text,
-            text_is_string=text is not None and is_string_like(schema.field(text).type),
+            text_is_string=text is not None and _is_text(schema.field(text).type),
             title=present(plan.title_field),
             source=present("source"),
             id=id_column,
             extra=extra,
+            present=tuple(schema.names),
             mismatch=_mismatch(schema, extra),
         )
 
     @property
     def names(self) -> list[str]:
         found = [self.text, self.title, self.source, self.id, *(n for n, _ in self.extra)]
-        return list(dict.fromkeys(n for n in found if n is not None))
+        present = set(self.present)
+        return list(dict.fromkeys(n for n in found if n is not None and n in present))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return is_string_like(kind) or pa.types.is_null(kind)  # a column of nulls has no other type
 
 
 def _mismatch(schema: pa.Schema, extra: tuple[tuple[str, pa.DataType], ...]) -> str | None:
@@ -175,9 +155,11 @@ def _mismatch(schema: pa.Schema, extra: tuple[tuple[str, pa.DataType], ...]) -> 
             continue
         found = plain_type(schema.field(name).type)
         try:
-            pa.nulls(0, found).cast(wanted)
-        except pa.ArrowNotImplementedError:
-            return f"column '{name}' is {found}, in the first file it is {wanted}"
+            widen(pa.nulls(0, found), wanted)
+        except (pa.ArrowNotImplementedError, pa.ArrowTypeError):
+            return f"column '{name}' is {found}, in all files together it is {wanted}"
+        except pa.ArrowInvalid:
+            continue  # some values may fit
     return None
 
 
@@ -201,39 +183,56 @@ def _documents(batch: pa.RecordBatch, positions: np.ndarray, reader: _GroupReade
     plan, columns, path = reader.plan, reader.columns, reader.segment.path
     plan.check_position(int(positions[-1]), path)
     verdict = _Verdict(positions)
-    text = _texts(batch, plan, columns, verdict)
-    ids = _optional_strings(batch, columns.id)
-    if plan.id_field is not None:
-        verdict.reject(_mask(ids.is_null()), "missing_id", text)
-    if ids.null_count:
-        known = ids.is_valid().to_pylist()
-        made = [None if k else generated_id(path, int(p)) for k, p in zip(known, positions, strict=True)]
-        ids = pc.coalesce(ids, pa.array(made, pa.string()))
-    extra = [_metadata(batch, name, kind, columns, verdict) for name, kind in columns.extra]
+    text, cut = _texts(batch, plan, columns, verdict)
+    own = id_strings(batch[columns.id]) if columns.id is not None else pa.nulls(batch.num_rows, pa.string())
+    ids = _ids(own, positions, reader, text, verdict)
+    extra = [_metadata(batch, name, kind, reader, verdict) for name, kind in columns.extra]
     arrays = [
         pa.array(plan.keys(reader.segment.file_index, positions)),
         ids,
         text,
         _optional_strings(batch, columns.title),
         pc.fill_null(_optional_strings(batch, columns.source), source_of(path)),
+        pa.array(cut & np.array([reason is None for reason in verdict.reasons])),
         pa.array(verdict.reasons, pa.string()),
         pa.array(verdict.details, pa.string()),
     ]
-    fields = [*BASE_FIELDS, *(pa.field(n, k) for n, k in columns.extra)]
+    fields = [*plan.base_fields, *(pa.field(n, k) for n, k in columns.extra)]
     return pa.Table.from_arrays([*arrays, *extra], schema=pa.schema(fields))
 
 
-def _texts(batch: pa.RecordBatch, plan: ReadPlan, columns: _Columns, verdict: _Verdict) -> pa.StringArray:
-    """The texts, null where there is none to keep; what is wrong with them goes into `verdict`."""
+def _ids(
+    ids: pa.StringArray, positions: np.ndarray, reader: _GroupReader, text: pa.StringArray, verdict: _Verdict
+) -> pa.Array:
+    """The ids, of the plan's type; made where there is none and the user named no column, else the row is a reject."""
+    plan = reader.plan
+    made_up = pa.types.is_string(plan.id_type)
+    if plan.id_field is not None or not made_up:
+        verdict.reject(_mask(ids.is_null()), "missing_id", text)
+    if not made_up:
+        integers, bad = _cast_each(ids, plan.id_type)
+        verdict.reject(bad, "wrong_type", text, f"the id is no {plan.id_type}")
+        return integers
+    if not ids.null_count:
+        return ids
+    known, file = ids.is_valid().to_pylist(), reader.segment.name or reader.segment.path
+    made = [None if k else generated_id(file, int(p)) for k, p in zip(known, positions, strict=True)]
+    return pc.coalesce(ids, pa.array(made, pa.string()))
+
+
+def _texts(
+    batch: pa.RecordBatch, plan: ReadPlan, columns: _Columns, verdict: _Verdict
+) -> tuple[pa.StringArray, np.ndarray]:
+    """The texts, null where there is none to keep, and which are beginnings; what is wrong goes into `verdict`."""
     rows = batch.num_rows
-    nothing, everything = pa.nulls(rows, pa.string()), np.ones(rows, bool)
+    nothing, everything, whole = pa.nulls(rows, pa.string()), np.ones(rows, bool), np.zeros(rows, bool)
     if columns.text is None:
         verdict.reject(everything, "missing_text", nothing, f"no column '{plan.text_field}'")
-        return nothing
+        return nothing, whole
     if not columns.text_is_string:
         kind = batch[columns.text].type
         verdict.reject(everything, "wrong_type", nothing, f"column '{plan.text_field}' is {kind}")
-        return nothing
+        return nothing, whole
     text, undecodable = _strings(batch[columns.text])
     if columns.mismatch is not None:
         verdict.reject(everything, "wrong_type", text, columns.mismatch)
@@ -241,9 +240,16 @@ def _texts(batch: pa.RecordBatch, plan: ReadPlan, columns: _Columns, verdict: _V
     verdict.reject(_mask(text.is_null()), "null_text", text)
     verdict.reject(_mask(pc.equal(pc.utf8_trim_whitespace(text), "")), "empty_text", text)
     too_long = _mask(pc.greater(pc.utf8_length(text), plan.max_chars))
-    verdict.reject(too_long, "too_long", text, f"more than {plan.max_chars} characters")
-    dropped = too_long | undecodable
-    return pc.if_else(pa.array(~dropped), text, pa.scalar(None, pa.string())) if dropped.any() else text
+    if not too_long.any() and not undecodable.any():
+        return text, whole
+    dropped = undecodable
+    if plan.over_long == "reject":
+        verdict.reject(too_long, "too_long", text, f"more than {plan.max_chars} characters")
+        dropped, too_long = undecodable | too_long, whole
+    beginnings = pc.utf8_slice_codeunits(text, 0, plan.max_chars)
+    verdict.reject(_mask(pc.equal(pc.utf8_trim_whitespace(beginnings), "")) & ~dropped, "empty_text", beginnings)
+    text = pc.if_else(pa.array(too_long), beginnings, text)
+    return pc.if_else(pa.array(~dropped), text, pa.scalar(None, pa.string())), too_long
 
 
 def _mask(answers: pa.BooleanArray) -> np.ndarray:
@@ -256,7 +262,7 @@ def _strings(column: pa.Array) -> tuple[pa.StringArray, np.ndarray]:
     good = np.zeros(len(column), bool)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_integer(column.type):
+    if pa.types.is_integer(column.type) or pa.types.is_null(column.type):
         return column.cast(pa.string()), good
     if not is_string_like(column.type):
         return pa.array([as_text(v) for v in column.to_pylist()], pa.string()), good
@@ -279,29 +285,40 @@ def _optional_strings(batch: pa.RecordBatch, name: str | None) -> pa.StringArray
     return pc.if_else(pc.equal(strings, ""), pa.scalar(None, pa.string()), strings)
 
 
-def _metadata(batch: pa.RecordBatch, name: str, kind: pa.DataType, columns: _Columns, verdict: _Verdict) -> pa.Array:
-    """A metadata column as `kind`; a value that cannot become it is null and its row rejected."""
-    if name not in batch.schema.names or columns.mismatch is not None:
-        return pa.nulls(batch.num_rows, kind)
+def _metadata(batch: pa.RecordBatch, name: str, kind: pa.DataType, reader: _GroupReader, verdict: _Verdict) -> pa.Array:
+    """A metadata column as `kind`; a value that cannot become it is null and its row rejected.
+
+    What the folders say holds where the file has no such column.
+    """
+    rows = batch.num_rows
+    if reader.columns.mismatch is not None:
+        return pa.nulls(rows, kind)
+    if name not in batch.schema.names:
+        return _cast_each(pa.array([dict(reader.segment.values).get(name)] * rows, pa.string()), kind)[0]
     column = batch[name]
     if pa.types.is_string(kind):
         return _strings(column)[0]
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if column.type == kind:
-        return column
     try:
-        return column.cast(kind)
-    except pa.ArrowInvalid:
+        return widen(column, kind)
+    except pa.ArrowException:
+        widened, bad = _cast_each(column, kind)
+    text = pa.nulls(rows, pa.string())
+    verdict.reject(bad, "wrong_type", text, f"'{name}' cannot become {kind}, which it is in all files together")
+    return widened
+
+
+def _cast_each(column: pa.Array, kind: pa.DataType) -> tuple[pa.Array, np.ndarray]:
+    """The values as `kind`, null where one cannot become it, and a mask of those."""
+    try:
+        return widen(column, kind), np.zeros(len(column), bool)
+    except pa.ArrowException:
         values = [_cast(column[i : i + 1], kind) for i in range(len(column))]
-    bad = np.array([v is None for v in values])
-    text = pa.nulls(len(column), pa.string())
-    verdict.reject(bad, "wrong_type", text, f"'{name}' cannot become {kind}, which it is in the first file")
-    return pa.concat_arrays([pa.nulls(1, kind) if v is None else v for v in values])
+    bad = np.array([v is None for v in values], bool)
+    return pa.concat_arrays([pa.nulls(1, kind) if v is None else v for v in values]), bad
 
 
 def _cast(value: pa.Array, kind: pa.DataType) -> pa.Array | None:
     try:
-        return value.cast(kind)
-    except pa.ArrowInvalid:
+        return widen(value, kind)
+    except pa.ArrowException:
         return None

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,14 +27,17 @@ REJECT_REASONS = {
     "null_text": "the text is null",
     "empty_text": "the text is blank",
     "missing_text": "a JSON object without the text field",
-    "wrong_type": "the text is no string, or a Parquet file's columns differ in type from the first file's",
-    "too_long": "more than max_chars characters; the text itself is not kept",
+    "wrong_type": "the text is no string, or another value cannot become what its column is in all files together",
+    "too_long": "more than max_chars characters with over_long=reject, or a line too long to be held; its text is gone",
     "undecodable": "bytes that are not UTF-8",
-    "invalid_json": "a line that is not JSON",
-    "not_an_object": "a line of JSON that is not an object",
+    "invalid_json": "a line that is not JSON, or says a key twice",
+    "not_an_object": "JSON that is not an object",
     "missing_id": "no value in the id field that was asked for",
-    "unreadable_file": "a file, or a part of one, that cannot be read",
+    "unreadable_file": "a file, or a part of one, that cannot be read; of a Parquet row group, each row",
 }
+OverLong = Literal["truncate", "reject"]
+TEXT_CUT = "text_cut"
+"""Column of rows: true where the text was longer than max_chars and is its beginning."""
 
 BASE_FIELDS = (
     pa.field("_row_key", pa.uint64()),
@@ -41,9 +45,11 @@ BASE_FIELDS = (
     pa.field("text", pa.string()),
     pa.field("title", pa.string()),
     pa.field("source", pa.string()),
+    pa.field(TEXT_CUT, pa.bool_()),
     pa.field("reject_reason", pa.string()),
     pa.field("reject_detail", pa.string()),
 )
+_TEXT = pa.string()
 BASE_NAMES = tuple(f.name for f in BASE_FIELDS)
 
 
@@ -51,25 +57,33 @@ BASE_NAMES = tuple(f.name for f in BASE_FIELDS)
 class ReadPlan:
     """What every read task needs to know.
 
-    `columns` are the metadata columns as (name, type); None passes through whatever a file has.
+    `columns` are the metadata columns as (name, type); None passes through whatever a file has. `id_type` is string,
+    int64 or uint64 (ids.py).
     """
 
     text_field: str = "text"
     title_field: str = "title"
     id_field: str | None = None
     columns: tuple[tuple[str, pa.DataType], ...] | None = ()
+    id_type: pa.DataType = _TEXT
     max_chars: int = 1_000_000
+    over_long: OverLong = "truncate"
     block_bytes: int = 1 << 20
     position_bits: int = 48
     metadata_as_text: bool = False
     """Parquet metadata become strings, as JSON Lines' do: for corpora of both."""
 
     @property
+    def base_fields(self) -> list[pa.Field]:
+        """Our own columns, the id of its type."""
+        return [f.with_type(self.id_type) if f.name == "id" else f for f in BASE_FIELDS]
+
+    @property
     def schema(self) -> pa.Schema | None:
         """The schema of every table, or None when it depends on the files."""
         if self.columns is None:
             return None
-        return pa.schema([*BASE_FIELDS, *(pa.field(n, t) for n, t in self.columns)])
+        return pa.schema([*self.base_fields, *(pa.field(n, t) for n, t in self.columns)])
 
     def keys(self, file_index: int, positions: np.ndarray) -> np.ndarray:
         """`_row_key` of rows of one file, uint64 [n]."""
@@ -95,7 +109,7 @@ class ReadPlan:
 
 
 class Row(NamedTuple):
-    """One document or reject; `id` None for one made from the position."""
+    """One document or reject; `id` None for one made from the position. cut: whether the text is a beginning."""
 
     position: int
     id: str | None
@@ -105,6 +119,7 @@ class Row(NamedTuple):
     reason: str | None = None
     detail: str | None = None
     extra: Mapping[str, str | None] = {}
+    cut: bool = False
 
 
 def unreadable(segment: Segment, position: int, error: Exception, where: str = "") -> Row:
@@ -114,9 +129,9 @@ def unreadable(segment: Segment, position: int, error: Exception, where: str = "
     return Row(position, None, None, reason="unreadable_file", detail=encodable(f"{where}: {error}"))
 
 
-def generated_id(path: str, position: int) -> str:
-    """20 hex digits of the sha256 of the source path, a NUL and the position."""
-    return hashlib.sha256(f"{path}\0{position}".encode("utf-8", "surrogateescape")).hexdigest()[:20]
+def generated_id(name: str, position: int) -> str:
+    """20 hex digits of the sha256 of a file's name, which is relative to the input's root, a NUL and the position."""
+    return hashlib.sha256(f"{name}\0{position}".encode("utf-8", "surrogateescape")).hexdigest()[:20]
 
 
 def excerpt(text: str | bytes) -> str:
@@ -149,10 +164,8 @@ def as_text(value: Any) -> str | None:
     return encodable(str(value))
 
 
-def text_problem(text: str, max_chars: int) -> str | None:
-    """The reason for which a string cannot be a document's text, or None."""
-    if len(text) > max_chars:
-        return "too_long"
+def text_problem(text: str) -> str | None:
+    """The reason for which a string cannot be a document's text, whatever its length, or None."""
     if not text or text.isspace():
         return "empty_text"
     try:
@@ -160,6 +173,14 @@ def text_problem(text: str, max_chars: int) -> str | None:
     except UnicodeEncodeError:
         return "undecodable"
     return None
+
+
+def _fits(text: str, kind: pa.DataType) -> bool:
+    """Whether an id is a whole number of an integer type, written as one writes it."""
+    if re.fullmatch(r"0|-?[1-9][0-9]{0,19}", text) is None:
+        return False
+    low, high = (0, 2**64) if pa.types.is_uint64(kind) else (-(2**63), 2**63)
+    return low <= int(text) < high
 
 
 class DoneRows:
@@ -202,15 +223,17 @@ class TableBuilder:
     _extra: dict[str, list[str | None]] = field(default_factory=dict)
     _bytes: int = 0
 
-    def add(self, file_index: int, path: str, row: Row) -> None:
-        self.plan.check_position(row.position, path)
+    def add(self, segment: Segment, row: Row) -> None:
+        self.plan.check_position(row.position, segment.path)
+        row = self._with_id(segment, row)
         self._count(row)
         values = (
-            (file_index << self.plan.position_bits) + row.position,
-            row.id if row.id is not None else generated_id(path, row.position),
+            (segment.file_index << self.plan.position_bits) + row.position,
+            row.id,
             row.text,
             row.title,
-            row.source or source_of(path),
+            row.source or source_of(segment.path),
+            row.cut,
             row.reason,
             row.detail,
         )
@@ -221,6 +244,17 @@ class TableBuilder:
             self._extra[name] = [None] * (rows - 1)
         for name, column in self._extra.items():
             column.append(row.extra.get(name))
+
+    def _with_id(self, segment: Segment, row: Row) -> Row:
+        """The row with an id of its own, or as a reject where its id must be an integer and is none."""
+        if pa.types.is_string(self.plan.id_type):
+            made = generated_id(segment.name or segment.path, row.position)
+            return row if row.id is not None else row._replace(id=made)
+        if row.id is not None and _fits(row.id, self.plan.id_type):
+            return row
+        why = "no id" if row.id is None else f"the id {excerpt(row.id)!r} is no {self.plan.id_type}"
+        reason = row.reason or ("missing_id" if row.id is None else "wrong_type")
+        return row._replace(id=None, reason=reason, detail=row.detail or f"position {row.position}: {why}")
 
     def _count(self, row: Row) -> None:
         self._bytes += len(row.text or "") + len(row.title or "") + 64
@@ -234,8 +268,11 @@ class TableBuilder:
         """What was gathered, as one table; nothing when there is nothing."""
         rows = len(self._base[0])
         if rows:
-            arrays = [pa.array(c, f.type) for c, f in zip(self._base, BASE_FIELDS, strict=True)]
-            fields = list(BASE_FIELDS)
+            fields = self.plan.base_fields
+            if not pa.types.is_string(self.plan.id_type):
+                ids = BASE_NAMES.index("id")
+                self._base[ids] = [None if value is None else int(value) for value in self._base[ids]]
+            arrays = [pa.array(c, f.type) for c, f in zip(self._base, fields, strict=True)]
             wanted = self.plan.columns
             if wanted is None:
                 wanted = tuple((name, pa.string()) for name in sorted(self._extra))

@@ -8,7 +8,7 @@ how the file was cut, so the same corpus gives the same keys whatever the size o
     _row_key = file_index << position_bits | position
 
 `file_index` is the file's place in the path-sorted listing. `position` is the byte offset of the line's
-start (JSON Lines; of the decompressed text when compressed), the row number (Parquet) or 0 (text).
+start (JSON; of the decompressed text when compressed), the row number (Parquet) or 0 (text).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from raycurate.core import storage
 from raycurate.core.errors import InputError
 from raycurate.core.storage import FileEntry
 
@@ -36,23 +37,41 @@ class Kind(StrEnum):
     TEXT = "text"
     HTML = "html"
     RST = "rst"
+    JSON = "json"
+    """JSON Lines, an array of objects or objects one after the other: seen by content."""
     JSONL = "jsonl"
     PARQUET = "parquet"
 
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-DEFAULT_EXTENSIONS = (".txt", ".md", "", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+_JSON_LINES = tuple(base + packed for base in (".jsonl", ".ndjson") for packed in ("", *COMPRESSIONS))
+DEFAULT_EXTENSIONS = (".txt", ".md", "", *_JSON_LINES, ".parquet")
 _KINDS = {".jsonl": Kind.JSONL, ".ndjson": Kind.JSONL, ".parquet": Kind.PARQUET, ".html": Kind.HTML}
-_KINDS |= {".htm": Kind.HTML, ".rst": Kind.RST}
+_KINDS |= {".htm": Kind.HTML, ".rst": Kind.RST, ".json": Kind.JSON}
 
 # Bits by which decompressed text may be longer than the file: deflate reaches 1032:1, a zstd block of
 # one repeated byte turns 4 bytes into 128 KiB.
 _EXPANSION_BITS = {"gzip": 11, "zstd": 15}
 
 
+PartitionValues = tuple[tuple[str, str | None], ...]
+"""What the folders of a file say of it: (column, value) of each that is called key=value (listing.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentFile(FileEntry):
+    """A file of a listing. name: its path relative to the input's root, from which ids are made."""
+
+    name: str = ""
+    values: PartitionValues = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The rows of one file that start in [start, end); `end` None means to the end of the file."""
+    """The rows of one file that start in [start, end); `end` None means to the end of the file.
+
+    name, values: as of `DocumentFile`; a file that was not listed as one is named by its path.
+    """
 
     file_index: int
     path: str
@@ -61,6 +80,8 @@ class Segment:
     compression: str | None = None
     start: int = 0
     end: int | None = None
+    name: str = ""
+    values: PartitionValues = ()
 
     @property
     def cost(self) -> int:
@@ -69,10 +90,15 @@ class Segment:
 
 def extension_of(path: str) -> str:
     """The lower-case extension, with a compression's own behind it: `.jsonl.gz`; "" when there is none."""
-    stem, last = posixpath.splitext(posixpath.basename(path.partition("?")[0]))
+    stem, last = posixpath.splitext(posixpath.basename(storage.without_options(path)))
     if last.lower() in COMPRESSIONS:
         return posixpath.splitext(stem)[1].lower() + last.lower()
     return last.lower()
+
+
+def is_known(extension: str) -> bool:
+    """Whether files with this extension have a format of their own, or are read as text without being asked."""
+    return extension in DEFAULT_EXTENSIONS or kind_of(extension and f"x{extension}")[0] is not Kind.TEXT
 
 
 def kind_of(path: str) -> tuple[Kind, str | None]:
@@ -102,7 +128,7 @@ def _bits_of_positions(file: FileEntry) -> int:
     kind, compression = kind_of(file.path)
     if kind is Kind.PARQUET:
         return max(PARQUET_ROW_BITS, file.size.bit_length()) + 1
-    if kind is Kind.JSONL:
+    if kind in (Kind.JSON, Kind.JSONL):
         return file.size.bit_length() + _EXPANSION_BITS.get(compression or "", 1)
     return 1
 
@@ -116,8 +142,12 @@ def cut(files: Iterable[FileEntry], segment_bytes: int = SEGMENT_BYTES) -> list[
         starts = range(0, max(file.size, 1), segment_bytes) if divisible else range(1)
         for start in starts:
             end = start + segment_bytes if divisible and start + segment_bytes < file.size else None
-            segments.append(Segment(index, file.path, file.size, kind, compression, start, end))
+            segments.append(Segment(index, file.path, file.size, kind, compression, start, end, *_listed(file)))
     return segments
+
+
+def _listed(file: FileEntry) -> tuple[str, PartitionValues]:
+    return (file.name, file.values) if isinstance(file, DocumentFile) else (file.path, ())
 
 
 def pack(segments: Sequence[Segment], tasks: int, files_per_task: int = 0) -> list[list[Segment]]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from raycurate.data.ids import id_text
 from raycurate.data.training_report import Problems
 
 RAW_SCHEMA = pa.schema(
@@ -113,12 +114,14 @@ class RowsBuilder:
         if key is None:
             return None
         found = value[key]
-        if isinstance(found, bool) or not isinstance(found, str | int):
+        if isinstance(found, int | float) and not isinstance(found, bool):
+            found = id_text(found)
+        if not isinstance(found, str):
             faults.append(("wrong types", f"'{key}' must be a string, this is {_kind(found)}"))
             return None
-        if found == "" or not _is_utf8(str(found)):
+        if found == "" or not _is_utf8(found):
             faults.append(("wrong types", f"'{key}' is {'empty' if found == '' else 'not UTF-8'}"))
-        return str(found)
+        return found
 
     def _documents(
         self, value: Mapping[str, Any], key: str, faults: list[tuple[str, str]]
@@ -151,8 +154,8 @@ class RowsBuilder:
             score, document = document.get("score"), document[wanted]
             if score is not None:
                 _check_score(score)
-        if type(document) is int and wanted == "id":
-            document = str(document)
+        if type(document) in (int, float) and wanted == "id":
+            document = id_text(document)
         if type(document) is not str:
             raise _FaultError("wrong types", f"a document's {wanted} must be a string, this is {_kind(document)}")
         if not document or document.isspace():

@@ -27,11 +27,14 @@ from raycurate.core.watch import write_staged
 from raycurate.data.counting import count_documents
 from raycurate.data.documents import DocumentsOptions, Listing, read_documents
 from raycurate.data.ids import id_strings
+from raycurate.data.rows import TEXT_CUT
 from raycurate.dedup.clusters import contains
 from raycurate.dedup.ranking import hashed_ids
 
 REMOVED = "_removed"  # the column that is true where the document is a duplicate
 _NAMED = 5  # ids shown in an error
+
+_WORKING = (ROW_KEY, TEXT_CUT, REJECT_REASON, "reject_detail", REMOVED)  # columns that only the run needs
 
 
 class Remove:
@@ -202,4 +205,4 @@ def _schema(staging: str) -> pa.Schema | None:
     if not schemas:
         return None
     whole = pa.unify_schemas(schemas, promote_options="permissive")
-    return pa.schema([field for field in whole if field.name not in (ROW_KEY, REJECT_REASON, "reject_detail", REMOVED)])
+    return pa.schema([field for field in whole if field.name not in _WORKING])

@@ -34,7 +34,7 @@ from raycurate.core.manifest import (
 )
 from raycurate.core.observe import Clock, get_logger
 from raycurate.core.staging import staging_folder
-from raycurate.data.documents import DocumentsOptions, Listing, list_documents
+from raycurate.data.documents import LONGEST_TEXT, DocumentsOptions, Listing, list_documents
 from raycurate.dedup import recall as recalling
 from raycurate.dedup.clusters import (
     Clusters,
@@ -137,6 +137,7 @@ def _documents(config: DedupConfig) -> tuple[DocumentsOptions | None, list[str]]
             DocumentsOptions.model_fields.keys() - DocumentsOptions.operational_keys() - {"input", "metadata_fields"}
         )
         values = {name: value for name, value in embedded.key.options.items() if name in known}
+    values |= {"max_chars": LONGEST_TEXT}  # a document that was embedded by its beginning is written whole
     values |= config.document_options | {"input": config.documents}
     return DocumentsOptions.parse(values, where="document_options"), renamed
 

@@ -148,13 +148,13 @@ def plan_for(given: Texts, model: str, options: dict[str, Any]) -> EmbedPlan:
         ConfigError, ContractError, CapacityError: options, or a model, that cannot be used.
     """
     from raycurate.core.cluster import capacity
-    from raycurate.embed.model import read_contract, weights_bytes
+    from raycurate.embed.model import read_contract, settle_dtype, weights_bytes
     from raycurate.embed.plan import make_plan
 
     config = config_for(model, options, given.role)
     plan = make_plan(config, read_contract(config), capacity(), weights_bytes(config))
     plan.check(capacity())
-    return plan
+    return settle_dtype(plan)
 
 
 def config_for(model: str, options: dict[str, Any], role: str) -> EmbedConfig:

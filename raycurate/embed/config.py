@@ -12,7 +12,8 @@ from raycurate.core.repeated_ids import RepeatedIds
 from raycurate.data.documents import DocumentsOptions
 from raycurate.encoders.options import EncoderOptions
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
+"""2: made-up ids come from paths relative to the input's root, and over-long texts are cut, not rejected."""
 
 
 class EmbedConfig(EncoderOptions, DocumentsOptions):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,7 +11,9 @@ from raycurate.embed.config import EmbedConfig
 
 if TYPE_CHECKING:
     from raycurate.core.contract import EmbeddingContract
+    from raycurate.embed.plan import EmbedPlan
 
+_GPU_ASKED = 0.01  # of a GPU, so that Ray shows it to a task that asks what it can do
 _READS: dict[str, Literal["tokens", "text"]] = {
     "transformers": "tokens",
     "vllm": "tokens",
@@ -56,6 +60,35 @@ def _in_task(function: Any, *arguments: Any) -> Any:
         raise user_error(error) or error from None
 
 
+def settle_dtype(plan: EmbedPlan) -> EmbedPlan:
+    """The plan with dtype=auto decided, once for all actors: the precision that each node would choose, or float32
+    where they would differ.
+
+    Nodes of a cluster differ in what they multiply in hardware, and one output must not hold vectors of two precisions.
+    Where every GPU node is yet to come, it is bfloat16, which all that are not old multiply.
+    """
+    from raycurate.core.cluster import run_on_each_node
+
+    if plan.config.dtype != "auto" or plan.engine == "endpoint" or ":" in plan.engine:
+        return plan
+    options = plan.config.model_copy(update={"device": plan.device})
+    share = _GPU_ASKED if plan.gpus else 0.0
+    choices = run_on_each_node(_auto_dtype, options, gpu_only=plan.gpus > 0, num_gpus=share)
+    return replace(plan, config=plan.config.model_copy(update={"dtype": one_dtype(choices)}))
+
+
+def one_dtype(choices: Iterable[str]) -> str:
+    """What all nodes would choose, float32 where they differ, bfloat16 where there is no node yet."""
+    different = set(choices)
+    return "float32" if len(different) > 1 else different.pop() if different else "bfloat16"
+
+
+def _auto_dtype(options: EmbedConfig) -> str:
+    from raycurate.encoders.devices import choose_device, choose_dtype, dtype_name
+
+    return dtype_name(choose_dtype(options, choose_device(options)))
+
+
 def weights_bytes(config: EmbedConfig) -> int:
     """Size of the model's weight files; 0 where they are not ours to see (endpoints, classes of the user's own)."""
     from raycurate.encoders.base import is_url
@@ -68,10 +101,8 @@ def weights_bytes(config: EmbedConfig) -> int:
     return sum(file.stat().st_size for file in found)
 
 
-def reads(engine: str, config: EmbedConfig) -> Literal["tokens", "text"]:
+def reads(engine: str) -> Literal["tokens", "text"]:
     """Whether the engine takes tokens (made by CPU tasks) or text."""
-    if engine == "sentence-transformers" and config.pretokenize is True:
-        return "tokens"
     if engine in _READS:
         return _READS[engine]
     from raycurate.encoders.base import custom_engine

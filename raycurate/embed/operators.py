@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -17,7 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raycurate.core.staging import MADE_AT, REJECT_REASON
-from raycurate.encoders.options import EncoderOptions
+from raycurate.data.ids import is_string_like
+from raycurate.data.rows import TEXT_CUT
+from raycurate.embed.config import EmbedConfig
 
 if TYPE_CHECKING:
     import ray
@@ -29,7 +32,7 @@ TRUNCATED = "_truncated"
 SECONDS_READ = "_seconds_read"
 SECONDS_TOKENISE = "_seconds_tokenise"
 SECONDS_ENCODE = "_seconds_encode"
-WORKING_SUMS = [NUM_TOKENS, TRUNCATED, SECONDS_READ, SECONDS_TOKENISE, SECONDS_ENCODE]
+WORKING_SUMS = [NUM_TOKENS, TRUNCATED, TEXT_CUT, SECONDS_READ, SECONDS_TOKENISE, SECONDS_ENCODE]
 REJECT_DETAIL = "reject_detail"
 NON_FINITE = "non_finite_vector"
 
@@ -62,7 +65,7 @@ class Tokenise:
 
     def __init__(
         self,
-        options: EncoderOptions,
+        options: EmbedConfig,
         contract_json: str,
         *,
         accepts: str,
@@ -81,7 +84,7 @@ class Tokenise:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         started = time.perf_counter()
-        table = ensure_reject_columns(table, self.text_field)
+        table = mark_over_long(ensure_reject_columns(table, self.text_field), self.text_field, self.options)
         good = table[REJECT_REASON].is_null().to_numpy()
         texts = self._inputs(table, good)
         rows = table.num_rows
@@ -108,6 +111,7 @@ class Tokenise:
 
         kept = table.filter(pa.array(good))
         texts = cast(list[str], kept[self.text_field].to_pylist())
+        texts = [text[: self.options.max_chars] for text in texts]
         if self.title_field not in table.column_names or self.options.role == "query":
             return texts
         template = EmbeddingContract.from_json(self.contract_json).document_template
@@ -138,31 +142,61 @@ def fill_template(template: str, title: str | None, text: str) -> str:
     return re.sub(r"\{(title|text)\}", lambda m: title if m.group(1) == "title" else text, template)
 
 
-def ensure_reject_columns(table: pa.Table, text_field: str) -> pa.Table:
-    """`table` with `reject_reason` and `reject_detail`; null and blank texts marked where nobody has."""
-    rows = table.num_rows
-    if text_field not in table.column_names:
-        from raycurate.core.errors import ConfigError, nearest
+def require_text_field(text_field: str, kinds: Mapping[str, Any]) -> None:
+    """Raises ConfigError when a table of columns of these types has no such column of text."""
+    from raycurate.core.errors import ConfigError, nearest
 
-        close = nearest(text_field, table.column_names)
+    if text_field not in kinds:
+        close = nearest(text_field, kinds)
         raise ConfigError(
-            f"there is no column '{text_field}'; the columns are {', '.join(table.column_names)}",
+            f"there is no column '{text_field}'; the columns are {', '.join(kinds)}",
             where="text_field",
             fix=f"Did you mean '{close}'?" if close else None,
         )
-    for name in (REJECT_REASON, REJECT_DETAIL):
-        if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(rows, pa.string()))
-    text = table[text_field]
-    if not (pa.types.is_string(text.type) or pa.types.is_large_string(text.type) or pa.types.is_null(text.type)):
-        from raycurate.core.errors import ConfigError
+    kind = kinds[text_field]
+    if isinstance(kind, pa.DataType) and not (is_string_like(kind) or pa.types.is_null(kind)):
+        raise ConfigError(
+            f"column '{text_field}' holds {kind}, not text", where="text_field", fix="Name a column of strings"
+        )
 
-        raise ConfigError(f"column '{text_field}' holds {text.type}, not text", where="text_field")
-    text = text.cast(pa.string())
+
+def ensure_reject_columns(table: pa.Table, text_field: str) -> pa.Table:
+    """`table` with `reject_reason` and `reject_detail`; null and blank texts, and what is no text, are marked where
+    nobody has.
+
+    Raises:
+        ConfigError: there is no such column.
+    """
+    rows, columns = table.num_rows, dict(zip(table.schema.names, table.schema.types, strict=True))
+    require_text_field(text_field, {text_field: None} if text_field in columns else columns)
+    for name in (REJECT_REASON, REJECT_DETAIL):
+        if name not in columns:
+            table = table.append_column(name, pa.nulls(rows, pa.string()))
+    kind = columns[text_field]
+    if not (is_string_like(kind) or pa.types.is_null(kind)):
+        table = put(table, text_field, pa.nulls(rows, pa.string()))
+        table = put(table, REJECT_DETAIL, pa.array([f"column '{text_field}' holds {kind}, not text"] * rows))
+        return put(table, REJECT_REASON, pc.coalesce(table[REJECT_REASON].cast(pa.string()), "wrong_type"))
+    text = table[text_field].cast(pa.string())
     table = put(table, text_field, text)
     blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0)
     reason = pc.if_else(pc.is_null(text), "null_text", pc.if_else(blank, "empty_text", pa.scalar(None, pa.string())))
     return put(table, REJECT_REASON, pc.coalesce(table[REJECT_REASON].cast(pa.string()), reason))
+
+
+def mark_over_long(table: pa.Table, text_field: str, options: EmbedConfig) -> pa.Table:
+    """`table` with the column `text_cut`, true where the model sees the beginning of a text only; or, with
+    over_long=reject, such rows as rejects. Our own reader has done either already."""
+    longer = pc.fill_null(pc.greater(pc.utf8_length(table[text_field]), options.max_chars), False)
+    cut = longer
+    if options.over_long == "reject":
+        detail = f"more than {options.max_chars} characters"
+        table = put(table, REJECT_DETAIL, pc.if_else(longer, detail, table[REJECT_DETAIL].cast(pa.string())))
+        table = put(table, REJECT_REASON, pc.coalesce(table[REJECT_REASON], pc.if_else(longer, "too_long", None)))
+        cut = pa.array(np.zeros(table.num_rows, bool))
+    if TEXT_CUT in table.column_names:
+        cut = pc.or_(cut, pc.fill_null(table[TEXT_CUT], False))
+    return put(table, TEXT_CUT, cut)
 
 
 class Encode:
@@ -174,7 +208,7 @@ class Encode:
 
     def __init__(
         self,
-        options: EncoderOptions,
+        options: EmbedConfig,
         contract_json: str,
         *,
         threads: int,

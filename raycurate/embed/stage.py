@@ -36,6 +36,7 @@ from raycurate.core.staging import (
 )
 from raycurate.embed import operators
 from raycurate.embed.config import ALGORITHM_VERSION, EmbedConfig
+from raycurate.embed.model import settle_dtype
 from raycurate.embed.plan import EmbedPlan, make_plan
 from raycurate.embed.preview import nearest_documents
 from raycurate.embed.transform import add_operators, fetch_on_every_node
@@ -65,10 +66,11 @@ class EmbedResult:
         rows = counts["documents"] + rejected
         share = (rows - counts["resumed_rows"]) / rows  # what this attempt did; the rest was staged before it
         stream = timings["stream"]
-        renamed = counts.get("renamed", 0)
+        renamed, over_long = counts.get("renamed", 0), counts.get("over_long", 0)
         lines = [
             f"documents {counts['documents']:,}  tokens {counts['tokens']:,}  truncated {counts['truncated']:,}",
             f"rejected  {rejected:,}" + (f"  ({reasons})" if reasons else ""),
+            *([f"over-long {over_long:,}  (only their first max_chars characters were read)"] if over_long else []),
             *([f"renamed   {renamed:,}  (their ids were taken; see _renamed/)"] if renamed else []),
         ]
         made = f"output {self.output}  ({len(self.manifest.files)} files)"
@@ -96,12 +98,12 @@ def stage_key(config: EmbedConfig, listing: Listing, contract: EmbeddingContract
 
 
 def staging_name(key: StageKey, plan: EmbedPlan) -> str:
-    """What staged rows have in common: vectors of one output come from one engine and device.
+    """What staged rows have in common: vectors of one output come from one engine, device and precision.
 
     What is done about repeated ids is decided over staged rows, so that another decision goes on from the same.
     """
     rows = {name: value for name, value in key.options.items() if name != "repeated_ids"}
-    made_by = f"{plan.engine.split(':')[0]}-{plan.device}"
+    made_by = f"{plan.engine.split(':')[0]}-{plan.device}-{plan.config.dtype}"
     return f"{key.model_copy(update={'options': rows}).fingerprint()}-{made_by}"
 
 
@@ -113,9 +115,11 @@ def plan_run(config: EmbedConfig) -> tuple[Listing, EmbedPlan, StageKey]:
     """
     from raycurate.core.cluster import capacity
     from raycurate.data.documents import list_documents
+    from raycurate.data.documents import make_plan as make_read_plan
     from raycurate.embed.model import read_contract, weights_bytes
 
     listing = list_documents(config)
+    make_read_plan(config, config.metadata_fields, listing)  # for what it refuses
     contract = read_contract(config)
     room = capacity()
     plan = make_plan(config, contract, room, weights_bytes(config))
@@ -139,8 +143,9 @@ def run(config: EmbedConfig) -> EmbedResult:
     done = already_done(config.output, key, overwrite=config.overwrite)
     if done is not None:
         return EmbedResult(config.output, done, skipped=True, neighbours=nearest_documents(config))
-    staging = staging_folder(config.output, staging_name(key, plan))
     started = time.perf_counter()
+    plan = settle_dtype(plan)
+    staging = staging_folder(config.output, staging_name(key, plan))
     fetch_on_every_node(plan)
     attempt = _stream(plan, listing, staging)
     streamed = time.perf_counter()
@@ -281,6 +286,7 @@ def _manifest(plan: EmbedPlan, key: StageKey, listing: Listing, finished: Finali
             "documents": finished.rows,
             "tokens": int(sums.get(operators.NUM_TOKENS, 0)),
             "truncated": int(sums.get(operators.TRUNCATED, 0)),
+            "over_long": int(sums.get(operators.TEXT_CUT, 0)),
             "renamed": finished.renamed,
             "input_files": len(listing.files),
             "resumed_rows": attempt.resumed_rows,

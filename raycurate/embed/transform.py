@@ -6,14 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 from raycurate.core.errors import ConfigError
 from raycurate.core.staging import MADE_AT
+from raycurate.data.rows import TEXT_CUT
 from raycurate.embed.config import EmbedConfig
-from raycurate.embed.operators import SECONDS_READ, WORKING_SUMS, Encode, Tokenise
+from raycurate.embed.operators import SECONDS_READ, WORKING_SUMS, Encode, Tokenise, require_text_field
 from raycurate.embed.plan import EmbedPlan, make_plan
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
 _APART = 0.001  # CPUs
+OPTIONS_OF_FILES = frozenset(
+    {
+        *("input", "output", "overwrite", "max_rejects", "show_neighbours", "repeated_ids"),
+        *("file_extensions", "files_per_partition", "block_bytes", "id_field", "id_type", "metadata_fields"),
+    }
+)
+"""Options of the embed stage that `rc.embed` refuses; it heeds all others."""
 
 
 def fetch_on_every_node(plan: EmbedPlan) -> None:
@@ -61,7 +69,7 @@ def add_operators(
 
     options = _engine_options(plan)
     contract_json = plan.contract.to_json()
-    accepts = reads(plan.engine, options)
+    accepts = reads(plan.engine)
     tokenise = Tokenise(
         options,
         contract_json,
@@ -110,11 +118,12 @@ def embed(dataset: Dataset, *, model: str, **options: Any) -> Dataset:
     Args:
         dataset: any `ray.data.Dataset`.
         model: Hugging Face name, local folder, `python:PACKAGE`, or the URL of an OpenAI-compatible server.
-        options: any option of `raycurate embed` but those that name files (`raycurate embed --help`).
+        options: any option of `raycurate embed` but those of files and ids, which are refused (OPTIONS_OF_FILES).
 
     Returns:
         The data set with the columns it had (the text only with `keep_text=True`, the default here), the
-        embedding column (fixed-size list of float32 or float16), `reject_reason` and `reject_detail`.
+        embedding column (fixed-size list of float32 or float16), `text_cut` (bool: only the first `max_chars`
+        characters were embedded), `reject_reason` and `reject_detail`.
 
     Raises:
         ConfigError: an unknown or bad option, or a data set that cannot be resumed although its context
@@ -122,22 +131,38 @@ def embed(dataset: Dataset, *, model: str, **options: Any) -> Dataset:
         CapacityError: no allowed size of the cluster can run it.
     """
     from raycurate.core.cluster import capacity, check_plan, dataset_demands, require_ray
-    from raycurate.embed.model import read_contract, weights_bytes
+    from raycurate.embed.model import read_contract, settle_dtype, weights_bytes
 
     _refuse_unsafe_checkpoint(dataset)
     values = {"keep_text": True, **options, "model": model, "input": "(data set)", "output": "(data set)"}
-    unusable = sorted({"input", "output", "overwrite", "max_rejects", "show_neighbours"} & options.keys())
+    unusable = sorted(OPTIONS_OF_FILES & options.keys())
     if unusable:
-        raise ConfigError(f"{', '.join(unusable)} cannot be used on a data set in memory", where="rc.embed")
+        raise ConfigError(
+            f"{', '.join(unusable)} cannot be used on a data set in memory",
+            where="rc.embed",
+            fix="All of its columns come along; give these to rc.read_documents, or run the embed stage",
+        )
     require_ray("rc.embed")
     config = EmbedConfig.parse(values, where="rc.embed")
+    _check_text_field(dataset, config.text_field)
     room = capacity()
-    plan = make_plan(config, read_contract(config), room, weights_bytes(config))
+    plan = settle_dtype(make_plan(config, read_contract(config), room, weights_bytes(config)))
     embedded = add_operators(dataset, plan, text_field=config.text_field, title_field=config.title_field)
     # The user's own operators count too, as do the filter actors of a data set that resumes from a checkpoint.
     check_plan(dataset_demands(embedded), room)
     fetch_on_every_node(plan)
-    return embedded.drop_columns([MADE_AT, *(c for c in WORKING_SUMS if c != SECONDS_READ)])
+    return embedded.drop_columns([MADE_AT, *(c for c in WORKING_SUMS if c not in (SECONDS_READ, TEXT_CUT))])
+
+
+def _check_text_field(dataset: Dataset, text_field: str) -> None:
+    """Raises ConfigError when the data set is known to have no such column, or one that is not text.
+
+    Where its columns are known only once it runs, rows whose text is none come out as rejects.
+    """
+    schema = dataset.schema(fetch_if_missing=False)
+    if schema is not None:
+        kinds = dict(zip(schema.names, schema.types, strict=True))
+        require_text_field(text_field, kinds)
 
 
 def _refuse_unsafe_checkpoint(dataset: Dataset) -> None:

@@ -87,7 +87,7 @@ class EndpointEncoder:
     def prepare(self, batch: TokenBatch | list[str]) -> list[str]:
         """The texts as they are sent; safe in any thread."""
         if isinstance(batch, TokenBatch):
-            raise ConfigError("engine endpoint takes text, not tokens", fix="Set pretokenize=false")
+            raise ConfigError("engine endpoint takes text, not tokens")
         texts = [self._prefix + text for text in batch]
         return self._clip(texts) if self._clip else texts
 

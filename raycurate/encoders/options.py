@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import SecretStr, field_validator
+from pydantic import SecretStr, field_validator, model_validator
 
 from raycurate.core.config import StageConfig, option
 from raycurate.core.contract import pooling_name
@@ -53,9 +53,6 @@ class EncoderOptions(StageConfig):
     batch_tokens: Literal["auto"] | int = option("auto", "Tokens a micro-batch holds at most.", operational=True)
     batch_size: int = option(512, "Rows a micro-batch holds at most.", operational=True, gt=0)
     sort_by_length: bool = option(True, "Put texts of like length in one micro-batch.", operational=True)
-    pretokenize: Literal["auto"] | bool = option(
-        "auto", "Tokenize in tasks of its own, for engines that take both tokens and text.", operational=True
-    )
     engine_kwargs: dict[str, Any] = option({}, "Options of the one engine, by its own names; see the engine's module.")
     cache_dir: str | None = option(
         None, "Where downloaded models are kept; the Hugging Face cache by default.", operational=True
@@ -68,6 +65,16 @@ class EncoderOptions(StageConfig):
     device: Literal["auto", "cpu", "cuda"] = option(
         "auto", "Where the model runs: auto is CUDA where there is one.", operational=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_pretokenize(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "pretokenize" in values:
+            raise ValueError(
+                "pretokenize is no option any more: engines that take tokens always get them from tasks of their own, "
+                "the others never; leave it out"
+            )
+        return values
 
     @field_validator("pooling")
     @classmethod

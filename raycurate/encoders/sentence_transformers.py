@@ -83,7 +83,7 @@ class SentenceTransformersEncoder:
 
     def prepare(self, batch: TokenBatch | list[str]) -> Prepared:
         if isinstance(batch, TokenBatch):
-            raise ConfigError("engine sentence-transformers takes text, not tokens", fix="Set pretokenize=false")
+            raise ConfigError("engine sentence-transformers takes text, not tokens")
         return Prepared(list(batch))
 
     def run(self, prepared: Prepared) -> Vectors:

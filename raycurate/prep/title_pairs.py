@@ -41,7 +41,7 @@ def title_pairs(options: ConvertOptions) -> Pairs:
         InputError: no such input, or no document has the `split_field` that was asked for.
     """
     documents = DocumentsOptions.parse(
-        {**options.document_options, "input": options.input}, where="prep.document_options"
+        {"id_type": "text", **options.document_options, "input": options.input}, where="prep.document_options"
     )
     listing = list_documents(documents)
     pairs = Pairs()

@@ -83,9 +83,11 @@ def _options(run: Run, embed: StageOutput | None) -> DocumentsOptions | None:
         chosen = {name: embed.options[name] for name in DocumentsOptions.model_fields if name in embed.options}
         given = chosen.get("input") or []
         chosen["input"] = [embed.now(path) for path in ([given] if isinstance(given, str) else given)]
-        return DocumentsOptions.parse({**chosen, "metadata_fields": []}, where=embed.folder)
+        return DocumentsOptions.parse({**chosen, "metadata_fields": [], "id_type": "text"}, where=embed.folder)
     corpus = run.of("sample-corpus")
-    return DocumentsOptions.parse({"input": [corpus.folder]}, where=corpus.folder) if corpus else None
+    return (
+        DocumentsOptions.parse({"input": [corpus.folder], "id_type": "text"}, where=corpus.folder) if corpus else None
+    )
 
 
 def _inputs(options: DocumentsOptions) -> list[str]:

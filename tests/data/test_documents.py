@@ -98,7 +98,7 @@ def test_a_folder_with_nothing_to_read_says_what_is_there(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no files at all"):
         names(str(tmp_path / "empty"))
-    with pytest.raises(InputError, match=r"2 \.pdf.*file_extensions"):
+    with pytest.raises(InputError, match=r"2 \.pdf.*Convert them"):
         names(str(folder / "*.pdf"))
     with pytest.raises(InputError, match="no file matches"):
         names(str(folder / "*.nothing"))

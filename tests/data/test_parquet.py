@@ -65,14 +65,18 @@ def damage(path, group: int) -> None:
     path.write_bytes(data)
 
 
-def test_a_damaged_row_group_is_one_reject_and_the_others_are_read(corpus):
+def test_of_a_damaged_row_group_each_row_is_a_reject_and_the_others_are_read(corpus):
     whole = read(corpus)
     damage(corpus, group=3)
     got = read(corpus)
-    assert [r for r in got if r["_row_key"] != 300] == [r for r in whole if not 300 <= r["_row_key"] < 400]
-    [bad] = [r for r in got if r["_row_key"] == 300]
-    assert bad["reject_reason"] == "unreadable_file"
-    assert bad["reject_detail"].startswith("rows 300 to 399: ")
+    lost = range(300, 400)
+    assert [r["_row_key"] for r in got] == [r["_row_key"] for r in whole]
+    assert [r for r in got if r["_row_key"] not in lost] == [r for r in whole if r["_row_key"] not in lost]
+    bad = [r for r in got if r["_row_key"] in lost]
+    assert {r["reject_reason"] for r in bad} == {"unreadable_file"}
+    assert bad[7]["reject_detail"].startswith("row 307, with rows 300 to 399: ")
+    done = np.array([*range(200), *range(320, 330)], np.uint64)
+    assert [r["_row_key"] for r in read(corpus, done=done)] == sorted({*range(1000)} - set(done.tolist()))
 
 
 def test_what_is_no_parquet_is_a_reject_with_a_key_of_its_own(tmp_path):
@@ -101,7 +105,10 @@ def test_reject_reasons_of_strings(tmp_path):
     binary = pa.array(raw, pa.binary())
     bad = pa.Array.from_buffers(pa.string(), len(raw), binary.buffers(), null_count=1)
     pq.write_table(pa.table({"text": bad}), tmp_path / "x.parquet")
-    rows = read(tmp_path, max_chars=10)
+    cut = read(tmp_path, max_chars=10)
+    assert [r["text_cut"] for r in cut] == [False, False, False, True, False, False, False]
+    assert (cut[3]["text"], cut[3]["reject_reason"]) == ("é" * 10, None)
+    rows = read(tmp_path, max_chars=10, over_long="reject")
     reasons = [None, "undecodable", None, "too_long", "empty_text", "empty_text", "null_text"]
     assert [r["reject_reason"] for r in rows] == reasons
     assert rows[1]["reject_detail"] == "row 1: bad \ufffd"

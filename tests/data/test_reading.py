@@ -134,6 +134,7 @@ JSON_REJECTS = [
     ("invalid_json", b'{"text": "x"'),
     ("invalid_json", b'{"text": ' + b"9" * 5000 + b"}"),
     ("invalid_json", b"[" * 100_000),
+    ("invalid_json", b'{"text": "x", "n": 1, "n": 2}'),
     ("not_an_object", b'"just a string"'),
     ("not_an_object", b"null"),
 ]
@@ -144,7 +145,7 @@ def test_bad_lines_become_rejects_that_say_where(tmp_path, reason, line):
     good = b'{"id": "first", "text": "fine"}\n'
     path = tmp_path / "x.jsonl"
     path.write_bytes(good + line + b"\n" + good)
-    before, bad, after = read(path, max_chars=100)
+    before, bad, after = read(path, max_chars=100, over_long="reject")
     assert before["reject_reason"] is None and after["reject_reason"] is None
     assert bad["reject_reason"] == reason
     assert reason in REJECT_REASONS
@@ -154,11 +155,14 @@ def test_bad_lines_become_rejects_that_say_where(tmp_path, reason, line):
     assert bad["id"] == hashlib.sha256(f"{path}\0{len(good)}".encode()).hexdigest()[:20]
 
 
-def test_exactly_max_chars_is_not_too_long(tmp_path):
+def test_longer_texts_are_cut_or_rejected(tmp_path):
     line = json.dumps({"text": "😀" * 100}).encode()
-    assert one(tmp_path, line, max_chars=100)["text"] == "😀" * 100
-    rejected = one(tmp_path, line, max_chars=99)
-    assert (rejected["reject_reason"], rejected["text"]) == ("too_long", None)
+    whole = one(tmp_path, line, max_chars=100)
+    assert (whole["text"], whole["text_cut"]) == ("😀" * 100, False)
+    cut = one(tmp_path, line, max_chars=99)
+    assert (cut["text"], cut["text_cut"], cut["reject_reason"]) == ("😀" * 99, True, None)
+    rejected = one(tmp_path, line, max_chars=99, over_long="reject")
+    assert (rejected["reject_reason"], rejected["text"], rejected["text_cut"]) == ("too_long", None, False)
 
 
 def test_ids_come_from_the_users_field_or_from_the_position(tmp_path):
@@ -196,32 +200,81 @@ def test_a_line_of_five_megabytes_is_read_and_one_without_end_is_not_held(tmp_pa
     assert (len(held), length) == (1024, path.stat().st_size - len(second) - 1)
 
 
-def test_text_files(tmp_path):
+@pytest.mark.parametrize("over_long", ["truncate", "reject"])
+def test_text_files(tmp_path, over_long):
+    long = {"e.txt": b"x" * 1001, "f.txt": ("é" * 400 + "x" * 601).encode(), "h.txt": "x😀".encode() * 4000}
     contents = {
         "a.txt": b"\xef\xbb\xbfline one\r\nline two",
         "b.md": "# Größe\n".encode(),
         "c": b"",
         "d.txt": b"ab\xff",
-        "e.txt": b"x" * 1001,
-        "f.txt": ("é" * 400 + "x" * 601).encode(),
         "g.txt": b" \n ",
+        **long,
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    rows = {r["source"].rpartition("/")[2]: r for r in read(tmp_path, max_chars=1000)}
+    rows = {r["source"].rpartition("/")[2]: r for r in read(tmp_path, max_chars=1000, over_long=over_long)}
     assert rows["a.txt"]["text"] == "line one\nline two"
     assert rows["b.md"]["text"] == "# Größe\n"
     reasons = {name: row["reject_reason"] for name, row in rows.items()}
-    assert reasons == {
-        "a.txt": None,
-        "b.md": None,
-        "c": "empty_text",
-        "d.txt": "undecodable",
-        "e.txt": "too_long",
-        "f.txt": "too_long",
-        "g.txt": "empty_text",
-    }
-    assert len({r["id"] for r in rows.values()}) == 7
+    good = {"a.txt": None, "b.md": None, "c": "empty_text", "d.txt": "undecodable", "g.txt": "empty_text"}
+    assert reasons == good | dict.fromkeys(long, None if over_long == "truncate" else "too_long")
+    for name, content in long.items():
+        expected = content.decode()[:1000] if over_long == "truncate" else None
+        assert (rows[name]["text"], rows[name]["text_cut"]) == (expected, over_long == "truncate")
+    assert len({r["id"] for r in rows.values()}) == 8
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("form", ["lines", "array", "indented array", "objects", "one object"])
+def test_json_is_what_its_content_says(tmp_path, form, packed):
+    rows = [{"id": i, "text": f"größe {i} " + "x" * (1 << (3 * i)), "n": {"a": [i]}} for i in range(8)]
+    if form == "one object":
+        rows = rows[:1]
+    text = {
+        "lines": "\n".join(map(json.dumps, rows)) + "\n",
+        "array": "\ufeff" + json.dumps(rows, ensure_ascii=False),
+        "indented array": json.dumps(rows, indent=2),
+        "objects": "\n".join(json.dumps(row, indent=1, ensure_ascii=False) for row in rows),
+        "one object": json.dumps(rows[0], indent=4),
+    }[form].encode()
+    path = tmp_path / ("x.json.gz" if packed else "x.json")
+    path.write_bytes(gzip.compress(text) if packed else text)
+    found = read(path, max_chars=10_000_000, columns=(("n", pa.string()),))
+    assert [(r["id"], r["text"], r["reject_reason"]) for r in found] == [(str(r["id"]), r["text"], None) for r in rows]
+    assert [json.loads(r["n"]) for r in found] == [r["n"] for r in rows]
+    done = np.array([r["_row_key"] for r in found[::2]], np.uint64)
+    assert read(path, max_chars=10_000_000, columns=(("n", pa.string()),), done=done) == found[1::2]
+
+
+@pytest.mark.parametrize(
+    ("text", "reasons"),
+    [
+        (b"[]", []),
+        (b" \n", []),
+        (b'[{"text": "a"}, 5, {"text": "b"}]', [None, "not_an_object", None]),
+        (b'[{"text": "a"} {"text": "b"}]', [None, "invalid_json"]),
+        (b'[{"text": "a"}, {"text": "b"', [None, "invalid_json"]),
+        (b'[{"text": "a"}, {"text": "\xff"}]', ["invalid_json"]),
+        (b'{"text": "a"}\nnonsense\n{"text": "b"}\n', [None, "invalid_json", None]),
+        (b'{"text": "a"\n{"text": "b"}\n', ["invalid_json", None]),
+        (b"just text", ["invalid_json"]),
+    ],
+)
+def test_what_is_wrong_in_json_is_a_reject(tmp_path, text, reasons):
+    (tmp_path / "x.json").write_bytes(text)
+    rows = read(tmp_path / "x.json")
+    assert [r["reject_reason"] for r in rows] == reasons
+    assert len({r["_row_key"] for r in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(("kind", "fits"), [(pa.int64(), 2), (pa.uint64(), 3)])
+def test_ids_that_must_be_integers(tmp_path, kind, fits):
+    ids = ["7", 8, 2**63, "x", "007", None, 1.5]
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"id": i, "text": "t"}) for i in ids))
+    rows = read(tmp_path, id_type=kind)
+    assert [r["id"] for r in rows] == [7, 8, 2**63][:fits] + [None] * (7 - fits)
+    assert [r["reject_reason"] for r in rows][3:] == ["wrong_type", "wrong_type", "missing_id", "wrong_type"]
 
 
 def test_a_file_that_went_away_or_changed_after_the_listing_is_a_reject(tmp_path):

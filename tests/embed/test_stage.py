@@ -102,7 +102,7 @@ def test_every_bad_row_is_counted_with_its_reason(tmp_path: Path) -> None:
         {"id": "blank", "text": " \n "},
         {"id": "number", "text": 7},
         {"id": "absent"},
-        {"id": "long", "text": "x" * 5_000_000},
+        {"id": "long", "text": "x" * 5_000},
         {"id": "nan", "text": "this is poison for the model"},
         '{"id": "cut", "text": "no end',
         "[1, 2]",
@@ -111,7 +111,7 @@ def test_every_bad_row_is_counted_with_its_reason(tmp_path: Path) -> None:
     with (tmp_path / "in" / "a.jsonl").open("ab") as out:
         out.write(b'\n{"id": "bytes", "text": "\xff\xfe"}\n')
     (tmp_path / "in" / "broken.jsonl.gz").write_bytes(b"not gzip at all")
-    result = run(options(tmp_path, engine_kwargs={"poison": "poison"}))
+    result = run(options(tmp_path, engine_kwargs={"poison": "poison"}, max_chars=4999, over_long="reject"))
     assert result.manifest.rejects == {
         "null_text": 1,
         "empty_text": 1,
@@ -127,6 +127,20 @@ def test_every_bad_row_is_counted_with_its_reason(tmp_path: Path) -> None:
     assert sorted(table_of(result)["id"].to_pylist()) == sorted(row["id"] for row in good)
     assert sum(result.manifest.rejects.values()) == len(rejects_of(result))
     assert "null_text 1" in result.summary()
+
+
+def test_integer_ids_and_long_books_and_folders_that_say_something(tmp_path: Path) -> None:
+    for lang in ("en", "fr"):
+        (tmp_path / "in" / f"lang={lang}").mkdir(parents=True)
+    pq.write_table(pa.table({"id": [7], "text": ["ab " * 3000]}), tmp_path / "in" / "lang=en" / "a.parquet")
+    pq.write_table(pa.table({"id": [9], "text": ["short"]}), tmp_path / "in" / "lang=fr" / "b.parquet")
+    result = run(options(tmp_path, metadata_fields=["lang"], max_chars=30))
+    table = table_of(result)
+    assert table.schema.field("id").type == pa.int64()
+    assert list(zip(table["id"].to_pylist(), table["lang"].to_pylist(), strict=True)) == [(7, "en"), (9, "fr")]
+    np.testing.assert_array_equal(np.stack(table["embeddings"].to_pylist())[0], hash_vector("ab " * 10))
+    assert result.manifest.counts["over_long"] == 1
+    assert "over-long 1" in result.summary()
 
 
 def test_documents_that_share_an_id_are_refused_or_kept_apart(tmp_path: Path) -> None:

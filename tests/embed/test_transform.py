@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -25,7 +26,7 @@ def test_on_any_data_set(tmp_path: Path) -> None:
     dataset = rc.embed(ray.data.from_items(rows), text_field="body", **ENGINE)
     dataset.write_parquet(str(tmp_path / "out"))
     table = pq.read_table(tmp_path / "out")
-    assert set(table.column_names) == {"key", "body", "embeddings", "reject_reason", "reject_detail"}
+    assert set(table.column_names) == {"key", "body", "embeddings", "text_cut", "reject_reason", "reject_detail"}
     got = dict(zip(table["key"].to_pylist(), table["embeddings"].to_pylist(), strict=True))
     assert got[3] is None
     np.testing.assert_array_equal(got[7], hash_vector("word7 word"))
@@ -69,10 +70,21 @@ def test_options_of_files_and_unknown_ones_are_refused() -> None:
     import ray
 
     dataset = ray.data.from_items([{"text": "x"}])
-    with pytest.raises(ConfigError, match="output cannot be used"):
-        rc.embed(dataset, output="somewhere", **ENGINE)
+    for name, value in {"output": "somewhere", "id_field": "text", "metadata_fields": ["text"]}.items():
+        with pytest.raises(ConfigError, match=f"{name} cannot be used"):
+            rc.embed(dataset, **{name: value}, **ENGINE)
     with pytest.raises(ConfigError, match="did you mean 'embedding_field'"):
         rc.embed(dataset, embeding_field="e", **ENGINE)
+
+
+def test_a_field_that_is_no_text_is_refused_before_anything_runs() -> None:
+    import ray
+
+    dataset = ray.data.from_arrow(pa.table({"text": [1], "body": ["x"]}))
+    with pytest.raises(ConfigError, match="'text' holds int64, not text"):
+        rc.embed(dataset, **ENGINE)
+    with pytest.raises(ConfigError, match=r"no column 'boddy'.*Did you mean 'body'"):
+        rc.embed(dataset, text_field="boddy", **ENGINE)
 
 
 def test_encoders_stay_apart_from_reading_and_tokenising(tmp_path: Path) -> None:
