@@ -7,34 +7,19 @@ reproduce exactly (a module, a pooling, a flag) is an error that names it, never
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from raycurate.core.contract import pooling_name
 from raycurate.core.errors import ConfigError, ContractError, InputError
+from raycurate.core.modules import Modules, read_dense, read_json, read_modules
+from raycurate.core.weights import Shapes, check_head, check_shapes, position_rows, read_shapes, weight_files
 
-# sentence-transformers' pooling modes that are ours under another name.
-_ST_POOLING = {"cls": "cls", "mean": "mean", "weightedmean": "weighted_mean", "lasttoken": "last"}
-_ST_POOLING_FLAGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-}
 # Position ids that start after the padding id, so that the table holds fewer positions than it has rows.
 OFFSET_POSITIONS = {
-    "roberta",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "camembert",
-    "mpnet",
-    "longformer",
-    "esm",
-    "data2vec-text",
-}
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "mpnet", "longformer",
+    "esm", "data2vec-text", "ibert", "lilt", "luke", "markuplm",
+}  # fmt: skip
 _ABSOLUTE_POSITIONS = OFFSET_POSITIONS | {"bert", "distilbert", "electra", "albert", "gpt2", "deberta", "ernie"}
 _ENCODERS = OFFSET_POSITIONS | {
     "bert", "distilbert", "electra", "albert", "deberta", "deberta-v2", "ernie", "modernbert", "nomic_bert", "t5",
@@ -61,38 +46,22 @@ _hashes: dict[tuple[str, int, int], str] = {}
 def read_checkpoint(path: str, *, pooling: str | None, max_length: int | None) -> dict[str, Any]:
     """The identity fields of the model in folder `path`; see EmbeddingContract.from_checkpoint."""
     root = Path(path)
-    modules = _modules(root)
-    body = root / modules["Transformer"] if modules["Transformer"] else root
+    modules = read_modules(root)
+    body = root / modules.body
     config = read_config(str(body))
-    attention = attention_of(config)
-    heads = [_dense(root, name) for name in modules["Dense"]]
-    if pooling is not None:
-        try:
-            chosen = pooling_name(pooling)
-        except ValueError as error:
-            raise ContractError(str(error), where=f"pooling={pooling}") from None
-    elif modules["Pooling"] is not None:
-        chosen = _pooling(root / modules["Pooling"])
-    else:
-        chosen = (
-            pooling_name(config["pooling"])
-            if config.get("pooling")
-            else ("mean" if attention == "bidirectional" else "last")
-        )
+    attention = attention_of(config, where=str(body))
     width = _hidden_size(config, path)
-    if heads and heads[0]["in_features"] != width:
-        raise ContractError(
-            f"the first Dense takes {heads[0]['in_features']} values, the model gives {width}", where=path
-        )
+    heads = _heads(root, modules, width)
+    shapes = _checked_weights(body, config)
     return {
-        "weights": _weights_hash(root, body, [root / name for name in modules["Dense"]]),
-        "tokenizer": _tokenizer_hash(root, body, lowercases(path)),
-        "pooling": chosen,
+        "weights": _weights_hash(body, [root / folder for folder in modules.heads]),
+        "tokenizer": _tokenizer_hash(root, body, modules),
+        "pooling": _pooling(pooling, modules, config, attention, path),
         "modules": heads,
-        "normalize": modules["Normalize"],
+        "normalize": modules.normalize,
         "attention": attention,
-        "prompts": _prompts(root),
-        "max_length": _max_length(body, config, max_length, path),
+        "prompts": modules.prompts,
+        "max_length": _max_length(body, modules, max_length, _positions(config, shapes), path),
         "dimension": heads[-1]["out_features"] if heads else width,
         "matryoshka_dims": config.get("matryoshka_dimensions") or (),
     }
@@ -100,11 +69,8 @@ def read_checkpoint(path: str, *, pooling: str | None, max_length: int | None) -
 
 def named_pooling(path: str) -> str | None:
     """The pooling that a model's own files name: one that they name none for is no embedding model yet."""
-    root = Path(path)
-    modules = _modules(root)
-    if modules["Pooling"] is not None:
-        return _pooling(root / modules["Pooling"])
-    named = read_config(body_folder(path)).get("pooling")
+    modules = read_modules(Path(path))
+    named = modules.pooling() or read_config(body_folder(path)).get("pooling")
     return pooling_name(named) if named else None
 
 
@@ -133,18 +99,39 @@ def role_folder(path: str, role: str) -> str:
 
 def body_folder(path: str) -> str:
     """The folder inside a checkpoint that holds config.json and the transformer's weights."""
-    sub = _modules(Path(path))["Transformer"]
+    sub = read_modules(Path(path)).body
     return str(Path(path) / sub) if sub else path
 
 
 def lowercases(path: str) -> bool:
     """Whether sentence-transformers lower-cases the text of this checkpoint before tokenizing."""
-    return bool(_json(Path(body_folder(path)) / "sentence_bert_config.json").get("do_lower_case"))
+    return read_modules(Path(path)).lowercase
+
+
+def truncation_side(path: str) -> str:
+    """Where this checkpoint's texts are cut when they are too long: "right", at the end, or "left"."""
+    modules = read_modules(Path(path))
+    own = _tokenizer_config(Path(path), modules).get("truncation_side")
+    side = modules.truncation_side or own or "right"
+    if side not in ("left", "right"):
+        raise ContractError(f"its tokenizer cuts texts at the side {side!r}", where=path)
+    return str(side)
+
+
+def counts_padding(path: str) -> bool:
+    """Whether the model numbers padding along with the tokens unless it is told positions.
+
+    With padding on the left such a model (BERT and its kin) gives a text vectors that depend on its neighbours.
+    """
+    body = body_folder(path)
+    config = read_config(body)
+    kind = str((config.get("text_config") or config).get("model_type", ""))
+    return _positions(config, read_shapes(Path(body))) is not None and kind not in OFFSET_POSITIONS
 
 
 def dense_folders(path: str) -> list[str]:
     """Folders of the Dense heads, in order."""
-    return [str(Path(path) / name) for name in _modules(Path(path))["Dense"]]
+    return [str(Path(path) / name) for name in read_modules(Path(path)).heads]
 
 
 def read_config(folder: str) -> dict[str, Any]:
@@ -161,8 +148,10 @@ def read_config(folder: str) -> dict[str, Any]:
         raise InputError(
             "this is not a model: it has no config.json", where=folder, fix="Name a Hugging Face model folder"
         )
-    config = _json(found)
-    needed = _json(Path(folder) / ADAPTER_CONFIG).get("is_causal") if base else None
+    config: dict[str, Any] = read_json(found)
+    if not isinstance(config.get("text_config") or {}, dict) or not isinstance(config.get("model_type", ""), str):
+        raise InputError("text_config is no mapping, or model_type no text", where=str(found))
+    needed = read_json(Path(folder) / ADAPTER_CONFIG).get("is_causal") if base else None
     if needed is not None:
         config.get("text_config", config)["is_causal"] = needed
     return config
@@ -178,7 +167,7 @@ def adapter_base(folder: str) -> str | None:
     adapter = Path(folder) / ADAPTER_CONFIG
     if not adapter.is_file() or (Path(folder) / "config.json").is_file():
         return None
-    values = _json(adapter)
+    values = read_json(adapter)
     base = str(values.get("base_model_name_or_path") or "")
     here = base if Path(base).is_dir() else _cached(base, values.get("revision"))
     if here is None:
@@ -202,12 +191,13 @@ def _cached(name: str, revision: str | None) -> str | None:
         return None
 
 
-def attention_of(config: dict[str, Any]) -> str:
+def attention_of(config: dict[str, Any], *, where: str = "") -> str:
     """`bidirectional` or `causal`, as config.json says: its own flags first, then the kind of model.
 
     Raises:
-        ContractError: a kind of model that neither this project nor transformers knows.
+        ContractError: a kind of model that neither this project nor transformers knows, or that is neither of both.
     """
+    file = str(Path(where) / "config.json")
     text = config.get("text_config") or config
     kind = text.get("model_type", "")
     if text.get("is_causal") is False or text.get("use_bidirectional_attention") or kind.endswith("_bidirec"):
@@ -216,6 +206,8 @@ def attention_of(config: dict[str, Any]) -> str:
         return "causal"
     if kind in _ENCODERS:
         return "bidirectional"
+    if kind in ("", "xlnet"):  # XLNet permutes its texts, and pads and marks them in ways of its own
+        raise ContractError(f"model_type '{kind}' is not one that this project can run", where=file)
     from transformers.models.auto import modeling_auto as auto
 
     if kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:
@@ -224,75 +216,70 @@ def attention_of(config: dict[str, Any]) -> str:
         return "causal"
     raise ContractError(
         f"whether model_type '{kind}' attends both ways or only back is unknown",
-        where="config.json",
+        where=file,
         fix='Add "is_causal": true or false to the model\'s config.json',
     )
 
 
-def _json(path: Path) -> Any:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"it is not valid JSON ({error})", where=str(path)) from None
-
-
-def _modules(root: Path) -> dict[str, Any]:
-    """modules.json sorted by kind: folders of Transformer, Pooling and Dense, and whether it normalises."""
-    found: dict[str, Any] = {"Transformer": "", "Pooling": None, "Dense": [], "Normalize": False}
-    listed = _json(root / "modules.json")
-    for position, module in enumerate(listed):
-        full, path = module["type"], module.get("path", "")
-        kind = full.rpartition(".")[2] if full.startswith("sentence_transformers.") else full
-        expected_first = (position == 0) == (kind == "Transformer")
-        late = found["Normalize"] and kind != "Dropout"
-        if kind not in ("Transformer", "Pooling", "Dense", "Normalize", "Dropout") or not expected_first or late:
-            raise ContractError(
-                f"module {position} is '{full}', which this project cannot reproduce there",
-                where=str(root / "modules.json"),
-                fix="Known: one Transformer, one Pooling, any number of Dense, at most one Normalize, in this order",
+def _heads(root: Path, modules: Modules, width: int) -> list[dict[str, Any]]:
+    """The Dense layers' specifications, each fitting what comes before it and its own weights."""
+    heads: list[dict[str, Any]] = []
+    for folder in modules.heads:
+        head = read_dense(root / folder, many=modules.many)
+        if head["in_features"] != width:
+            raise InputError(
+                f"this Dense takes {head['in_features']} values where {width} come to it", where=str(root / folder)
             )
-        if kind == "Dense":
-            found["Dense"].append(path)
-        elif kind == "Normalize":
-            found["Normalize"] = True
-        elif kind != "Dropout":  # which does nothing outside training
-            found[kind] = path
-    if _json(root / "config_sentence_transformers.json").get("truncate_dim"):
-        raise ContractError("it asks for truncate_dim, which is not supported", where=str(root))
-    return found
+        check_head(root / folder, head["in_features"], head["out_features"])
+        width = head["out_features"]
+        heads.append(head)
+    return heads
 
 
-def _pooling(folder: Path) -> str:
-    config = _json(folder / "config.json")
-    mode = config.get("pooling_mode") or [m for flag, m in _ST_POOLING_FLAGS.items() if config.get(flag)] or "mean"
-    modes = [mode] if isinstance(mode, str) else list(mode)
-    if len(modes) != 1 or modes[0] not in _ST_POOLING:
-        raise ContractError(
-            f"pooling {modes} is not supported", where=str(folder), fix=f"Supported: {', '.join(_ST_POOLING)}"
-        )
-    if config.get("include_prompt") is False:
-        raise ContractError(
-            "pooling without the prompt's tokens (include_prompt: false) is not supported", where=str(folder)
-        )
-    return _ST_POOLING[modes[0]]
+def _pooling(asked: str | None, modules: Modules, config: dict[str, Any], attention: str, path: str) -> str:
+    named = None if asked else modules.pooling()
+    try:
+        if asked or named or config.get("pooling"):
+            return pooling_name(asked or named or str(config["pooling"]))
+    except ValueError as error:
+        raise ContractError(str(error), where=f"pooling={asked}" if asked else f"config.json of {path}") from None
+    if modules.listed:
+        raise ContractError("modules.json names no Pooling", where=path, fix="Set pooling")
+    return "mean" if attention == "bidirectional" else "last"
 
 
-def _dense(root: Path, path: str) -> dict[str, Any]:
-    config = _json(root / path / "config.json")
-    odd = {k: config[k] for k in ("use_residual",) if config.get(k)}
-    if config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-        odd["module_input_name"] = config["module_input_name"]
-    if odd or "in_features" not in config:
-        raise ContractError(f"this Dense layer is not supported: {odd or 'no in_features'}", where=str(root / path))
-    activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-    return {
-        "in_features": config["in_features"],
-        "out_features": config["out_features"],
-        "activation": activation.rpartition(".")[2],
-        "bias": config.get("bias", True),
-    }
+def _checked_weights(body: Path, config: dict[str, Any]) -> Shapes | None:
+    """The shapes of the transformer's weights, an adapter's base model's; None where they cannot be told cheaply.
+
+    Raises:
+        InputError: there are none, they are broken, or they are not of the model that config.json describes.
+    """
+    base = adapter_base(str(body))
+    folders = [body, Path(base)] if base else [body]
+    shapes = None
+    for folder in folders:
+        if not weight_files(folder):
+            raise InputError("this model has no weights (*.safetensors or pytorch_model*.bin)", where=str(folder))
+        shapes = read_shapes(folder)
+    if shapes:
+        check_shapes(shapes, config, folders[-1])
+    return shapes
+
+
+def _positions(config: dict[str, Any], shapes: Shapes | None) -> int | None:
+    """Tokens that the model's table of positions has room for; None where it has no table."""
+    text = config.get("text_config") or config
+    kind = text.get("model_type", "")
+    rows = position_rows(shapes) if shapes else None
+    if shapes is None and kind not in _ABSOLUTE_POSITIONS:
+        return None
+    said = [n for n in (text.get("max_position_embeddings"), text.get("n_positions")) if isinstance(n, int) and n > 0]
+    if shapes is not None and rows is None:
+        return None
+    limits = [n for n in (rows, *said) if n]
+    if not limits:
+        return None
+    return min(limits) - ((text.get("pad_token_id", 1) or 0) + 1 if kind in OFFSET_POSITIONS else 0)
 
 
 def _hidden_size(config: dict[str, Any], where: str) -> int:
@@ -303,33 +290,35 @@ def _hidden_size(config: dict[str, Any], where: str) -> int:
     raise ContractError("config.json does not say the width of the model (hidden_size)", where=where)
 
 
-def _prompts(root: Path) -> dict[str, str]:
-    config = _json(root / "config_sentence_transformers.json")
-    prompts = {k: v for k, v in (config.get("prompts") or {}).items() if isinstance(v, str)}
-    default = prompts.get(config.get("default_prompt_name") or "", "")
-    if default:  # sentence-transformers uses it for every role without a prompt of its own
-        prompts.setdefault("query", default)
-        if not any(name in prompts for name in ("document", "passage", "corpus")):
-            prompts["document"] = default
-    return prompts
+def _tokenizer_config(root: Path, modules: Modules) -> dict[str, Any]:
+    body = root / modules.body
+    base = adapter_base(str(body))
+    folders = (body, root, *([Path(base)] if base else []))
+    return next((found for folder in folders if (found := read_json(folder / "tokenizer_config.json"))), {})
 
 
-def _max_length(body: Path, config: dict[str, Any], asked: int | None, where: str) -> int:
-    text = config.get("text_config") or config
-    kind = text.get("model_type", "")
-    table = text.get("max_position_embeddings") or text.get("n_positions")
-    if table and kind in OFFSET_POSITIONS:
-        table -= (text.get("pad_token_id", 1) or 0) + 1
+def _max_length(body: Path, modules: Modules, asked: int | None, positions: int | None, where: str) -> int:
+    """Tokens kept of a text: as asked, else as the Transformer module says, else the tokenizer's own; never more than
+    the model has positions for."""
     if asked is not None:
-        if table and asked > table and kind in _ABSOLUTE_POSITIONS:
-            raise ContractError(f"max_length={asked} is more than the model's {table} positions", where=where)
+        if positions and asked > positions:
+            raise ContractError(f"max_length={asked} is more than the model's {positions} positions", where=where)
         return asked
-    own = _json(body / "sentence_bert_config.json").get("max_seq_length")
-    tokenizer = _json(body / "tokenizer_config.json").get("model_max_length")
-    limits = [own] if own else [n for n in (tokenizer, table) if n and n < _NO_LIMIT]
-    if not limits:
+    if modules.lengths_by_role:
+        said = " and ".join(f"{role}_length={length}" for role, length in modules.lengths_by_role.items())
+        raise ContractError(
+            f"it asks for {said}; here a length is said by the recipe", where=where, fix="Set max_length"
+        )
+    limits = [modules.max_length]
+    if modules.max_length is None:
+        text = read_config(str(body))
+        text = text.get("text_config") or text
+        tokenizer = _tokenizer_config(Path(where), modules).get("model_max_length")
+        limits = [tokenizer, text.get("max_position_embeddings") or text.get("n_positions")]
+    numbers = [n for n in (*limits, positions) if isinstance(n, int | float) and 0 < n < _NO_LIMIT]
+    if not numbers:
         raise ContractError("no file says how long a text may be", where=where, fix="Set max_length")
-    return int(min(limits))
+    return int(min(numbers))
 
 
 def _sha256(path: Path) -> str:
@@ -350,27 +339,26 @@ def _combined(files: list[tuple[str, Path]]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("*.safetensors"))
-    return found or sorted([*folder.glob("pytorch_model*.bin"), *folder.glob("adapter_model.bin")])
-
-
-def _weights_hash(root: Path, body: Path, heads: list[Path]) -> str:
+def _weights_hash(body: Path, heads: list[Path]) -> str:
     """Over the transformer's weights, the adapter's base if it has one, and the Dense heads."""
     base = adapter_base(str(body))
-    files = [(f"base/{p.name}", p) for p in (_weight_files(Path(base)) if base else [])]
-    files += [(p.name, p) for p in _weight_files(body)]
-    files += [(f"dense{i}/{p.name}", p) for i, head in enumerate(heads) for p in _weight_files(head)]
-    if not files:
-        raise InputError("this model has no weights (*.safetensors or pytorch_model*.bin)", where=str(body))
+    files = [(f"base/{p.name}", p) for p in (weight_files(Path(base)) if base else [])]
+    files += [(p.name, p) for p in weight_files(body)]
+    files += [(f"dense{i}/{p.name}", p) for i, head in enumerate(heads) for p in weight_files(head)]
     return _combined(files)
 
 
-def _tokenizer_hash(root: Path, body: Path, lowercase: bool) -> str:
+def _tokenizer_hash(root: Path, body: Path, modules: Modules) -> str:
+    """Over the tokenizer's files, and what the Transformer module changes of it."""
     base = adapter_base(str(body))
+    changes = " lowercase" * modules.lowercase
+    changes += f" truncation_side={modules.truncation_side}" if modules.truncation_side else ""
     for folder in (body, root, *([Path(base)] if base else [])):
         files = [(name, folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()]
         if files:
+            for name, file in files:
+                if name.endswith(".json") and name != "tokenizer.json":  # which the tokenizer's library reads
+                    read_json(file)
             digest = _combined(files)
-            return hashlib.sha256(f"{digest} lowercase".encode()).hexdigest() if lowercase else digest
+            return hashlib.sha256(f"{digest}{changes}".encode()).hexdigest() if changes else digest
     raise InputError("this model has no tokenizer files", where=str(body))

@@ -11,7 +11,7 @@ core/checkpoint.py reads it from a model's own files.
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -19,13 +19,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ContractError, nearest
 
-Pooling = Literal["mean", "cls", "last", "weighted_mean", "multi_vector"]
+Pooling = Literal["mean", "cls", "last", "weighted_mean", "max", "mean_sqrt_len", "multi_vector"]
 Attention = Literal["bidirectional", "causal"]
 
-POOLINGS: tuple[str, ...] = ("mean", "cls", "last", "weighted_mean", "multi_vector")
-# Names other tools use. `weighted_avg` is a plain sum in NeMo AutoModel; here it means what it says:
-# the mean weighted by position (Muennighoff 2022, SGPT).
-POOLING_ALIASES = {"avg": "mean", "colbert": "multi_vector", "weighted_avg": "weighted_mean"}
+POOLINGS: tuple[str, ...] = get_args(Pooling)
+# Names other tools use: NeMo AutoModel (`weighted_avg` is a plain sum there; here it means what it says, the mean
+# weighted by position, Muennighoff 2022, SGPT), NeMo Curator and sentence-transformers.
+POOLING_ALIASES = {
+    "avg": "mean", "average": "mean", "mean_pooling": "mean", "mean_tokens": "mean",
+    "cls_token": "cls", "cls_pooling": "cls", "first": "cls",
+    "last_token": "last", "lasttoken": "last", "last_token_pooling": "last",
+    "weighted_avg": "weighted_mean", "weightedmean": "weighted_mean",
+    "max_pooling": "max", "max_tokens": "max", "mean_sqrt_len_tokens": "mean_sqrt_len",
+    "colbert": "multi_vector",
+}  # fmt: skip
 PROVENANCE = ("engine", "dtype", "padding_side", "versions")
 SCHEMA_KEY = b"raycurate.contract"
 # sentence-transformers looks for a document's prompt under these names, in this order.
@@ -42,7 +49,7 @@ def pooling_name(name: str) -> str:
     if found not in POOLINGS:
         close = nearest(name, [*POOLINGS, *POOLING_ALIASES])
         hint = f"; did you mean '{close}'?" if close else ""
-        raise ValueError(f"'{name}' is no pooling{hint}. Known: {', '.join([*POOLINGS, *POOLING_ALIASES])}")
+        raise ValueError(f"'{name}' is no pooling{hint}. Known: {', '.join(POOLINGS)}")
     return found
 
 
@@ -70,7 +77,9 @@ class EmbeddingContract(BaseModel):
     attention: Attention
     prompts: dict[str, str] = Field(default_factory=dict, description="literal text put before the input, by role")
     document_template: str = "{title} {text}"
-    max_length: int = Field(gt=0, description="tokens, special ones included; what is longer is cut at the end")
+    max_length: int = Field(
+        gt=0, description="tokens, special ones included; what is longer is cut where the tokenizer says, at the end"
+    )
     dimension: int = Field(gt=0)
     matryoshka_dims: tuple[int, ...] = ()
 
@@ -169,9 +178,10 @@ class EmbeddingContract(BaseModel):
         """The contract of a model folder, from its own files; explicit arguments win.
 
         With modules.json (sentence-transformers) pooling, Dense heads, normalisation, prompts and length are
-        what it says. Without, the length is the tokenizer's or the position table's, vectors are not
-        normalised, and pooling is config.json's `pooling` if it has one, else `mean` for encoders and
-        bidirectional models, `last` for causal decoders.
+        what it says, as version 6.2 reads it. Without, there are no prompts, the length is the tokenizer's or the
+        position table's, vectors are not normalised, and pooling is config.json's `pooling` if it has one, else
+        `mean` for encoders and bidirectional models, `last` for causal decoders. In any case a text is cut to the
+        positions that the model has.
 
         Args:
             path: a local folder.
@@ -180,7 +190,7 @@ class EmbeddingContract(BaseModel):
 
         Raises:
             ContractError: a module, a pooling or a length that this project cannot reproduce.
-            InputError: the folder is no checkpoint.
+            InputError: the folder is no checkpoint, or a file of it is broken or does not fit the others.
         """
         from raycurate.core.checkpoint import read_checkpoint
 

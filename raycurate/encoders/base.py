@@ -19,8 +19,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 
+from raycurate.core.checkpoint import counts_padding
 from raycurate.core.contract import EmbeddingContract
-from raycurate.core.errors import ConfigError
+from raycurate.core.errors import ConfigError, ContractError
+from raycurate.core.modules import read_modules
 from raycurate.encoders.options import EncoderOptions
 
 Vectors = np.ndarray | list[np.ndarray]
@@ -104,10 +106,20 @@ def encode(encoder: Encoder, batch: TokenBatch | list[str]) -> Vectors:
 
 
 def contract_for(options: EncoderOptions, folder: str) -> EmbeddingContract:
-    """The contract of the model in `folder` as `options` alter it; an explicit prefix is the role's prompt."""
+    """The contract of the model in `folder` as `options` alter it; an explicit prefix is the role's prompt.
+
+    All that can be found wrong without loading the model is found here, before any actor starts.
+
+    Raises:
+        InputError, ContractError: the model is broken, or the engine asked for cannot run it as it should be run.
+    """
+    from raycurate.encoders.tokenize import check_tokenizer
+
     contract = EmbeddingContract.from_checkpoint(
         folder, pooling=options.pooling, normalize=options.normalize, max_length=options.max_length
     )
+    check_tokenizer(folder)
+    _check_engine(options, contract, folder)
     if options.prefix is None:
         return contract
     kept = {name: text for name, text in contract.prompts.items() if name != options.role}
@@ -115,6 +127,27 @@ def contract_for(options: EncoderOptions, folder: str) -> EmbeddingContract:
         kept = {name: text for name, text in kept.items() if name not in ("passage", "corpus")}
     prompts = kept | ({options.role: options.prefix} if options.prefix else {})
     return contract.model_copy(update={"prompts": dict(sorted(prompts.items()))})
+
+
+def _check_engine(options: EncoderOptions, contract: EmbeddingContract, folder: str) -> None:
+    """Refuse an engine that would give wrong vectors, or none, where another gives the right ones."""
+    wrong = None
+    if options.engine == "vllm" and contract.modules:
+        wrong = "Dense layers after pooling are not for engine vllm"
+    if options.engine == "sentence-transformers":
+        if read_modules(Path(folder)).many or (contract.pooling == "multi_vector" and contract.modules):
+            wrong = (
+                "a model of its MultiVectorEncoder, or one with Dense layers, is not for engine sentence-transformers"
+            )
+        if options.padding_side == "left" and contract.pooling == "multi_vector":
+            wrong = "with padding_side=left engine sentence-transformers counts padding among the token vectors"
+        elif options.padding_side == "left" and counts_padding(folder):
+            wrong = (
+                "this model counts padding on the left among its positions, so that a text's vector would depend on "
+                "its neighbours; engine sentence-transformers cannot tell it the right ones"
+            )
+    if wrong:
+        raise ContractError(wrong, where=folder, fix="Use engine=transformers")
 
 
 def versions_of(*packages: str) -> dict[str, str]:

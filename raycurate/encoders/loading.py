@@ -19,7 +19,7 @@ import torch
 
 from raycurate.core.checkpoint import adapter_base, attention_of, body_folder, dense_folders, read_config
 from raycurate.core.contract import EmbeddingContract
-from raycurate.core.errors import ContractError
+from raycurate.core.errors import ContractError, RaycurateError
 
 TEXT_ENCODERS = {"t5", "mt5", "umt5"}
 """Kinds of model of which only the encoder half is used."""
@@ -70,8 +70,8 @@ def load_model(
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()  # in a worker's log every step would be a line
     body = body_folder(folder)
-    stock = stock_model(body, trust_remote_code=trust_remote_code)
     try:
+        stock = stock_model(body, trust_remote_code=trust_remote_code)
         model, report = stock.auto.from_pretrained(
             body,
             config=stock.config,
@@ -81,8 +81,10 @@ def load_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-    except (ValueError, ImportError) as error:
-        raise ContractError(f"transformers cannot load it ({error})", where=body) from error
+    except RaycurateError:
+        raise
+    except Exception as error:  # what a broken file raises depends on the file and the model
+        raise ContractError(f"transformers cannot load it ({type(error).__name__}: {error})", where=body) from error
     require_weights(report["missing_keys"], where=body)
     return _attending(model, contract)
 

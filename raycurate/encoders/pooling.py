@@ -6,7 +6,8 @@ model's precision. A sequence without a single real token has no embedding and i
 clamp of the denominator would give a vector of zeros or NaN that nobody notices.
 
 Poolings: `mean`; `cls`, the first real token; `last`, the last real token; `weighted_mean`, token i of n
-weighted by i, counted from 1 at the first real token (Muennighoff 2022, SGPT, arXiv:2202.08904);
+weighted by i, counted from 1 at the first real token (Muennighoff 2022, SGPT, arXiv:2202.08904); `max`, the largest
+value of each component; `mean_sqrt_len`, the sum over the root of the number of tokens (sentence-transformers);
 `multi_vector`, all real tokens (late interaction, as ColBERT).
 """
 
@@ -39,14 +40,18 @@ def pool_padded(hidden_BTH: Tensor, mask_BT: Tensor, pooling: str, *, checked: b
         return hidden_BTH[rows, mask_BT.int().argmax(1)].float()
     if pooling == "last":
         return hidden_BTH[rows, mask_BT.shape[1] - 1 - mask_BT.flip(1).int().argmax(1)].float()
+    if pooling == "max":
+        return hidden_BTH.float().masked_fill(~mask_BT[..., None], -torch.inf).amax(1)
     weights_BT = mask_BT.float()
     if pooling == "weighted_mean":
         weights_BT = weights_BT * weights_BT.cumsum(1)
-    elif pooling != "mean":
+    elif pooling not in ("mean", "mean_sqrt_len"):
         raise ValueError(f"no pooling '{pooling}'")
+    total_B1 = weights_BT.sum(1, keepdim=True)
     # where, not a product with 0: what stands at padding may be NaN or infinite
     hidden_BTH = torch.where(mask_BT[..., None], hidden_BTH, 0).float()
-    return torch.einsum("bth,bt->bh", hidden_BTH, weights_BT) / weights_BT.sum(1, keepdim=True)
+    sums_BH = torch.einsum("bth,bt->bh", hidden_BTH, weights_BT)
+    return sums_BH / (total_B1.sqrt() if pooling == "mean_sqrt_len" else total_B1)
 
 
 def pool_packed(hidden_TH: Tensor, lengths_B: Tensor, pooling: str, *, checked: bool = False) -> Tensor | list[Tensor]:
@@ -68,14 +73,18 @@ def pool_packed(hidden_TH: Tensor, lengths_B: Tensor, pooling: str, *, checked: 
         return hidden_TH[ends_B - lengths_B].float()
     if pooling == "last":
         return hidden_TH[ends_B - 1].float()
-    if pooling not in ("mean", "weighted_mean"):
+    if pooling not in ("mean", "weighted_mean", "max", "mean_sqrt_len"):
         raise ValueError(f"no pooling '{pooling}'")
     hidden_TH = hidden_TH.float()
+    if pooling == "max":
+        return torch.segment_reduce(hidden_TH, "max", lengths=lengths_B, unsafe=True)
     total_B = lengths_B.float()
     if pooling == "weighted_mean":
         starts_T = (ends_B - lengths_B).repeat_interleave(lengths_B, output_size=len(hidden_TH))
         hidden_TH = hidden_TH * (torch.arange(len(hidden_TH), device=hidden_TH.device) - starts_T + 1)[:, None]
         total_B = total_B * (total_B + 1) / 2
+    elif pooling == "mean_sqrt_len":
+        total_B = total_B.sqrt()
     return torch.segment_reduce(hidden_TH, "sum", lengths=lengths_B, unsafe=True) / total_B[:, None]
 
 

@@ -20,7 +20,10 @@ from raycurate.encoders.fetch import fetch_encoder
 from raycurate.encoders.loading import stock_mirror
 from raycurate.encoders.options import EncoderOptions
 
-_MODES = {"mean": "mean", "cls": "cls", "last": "lasttoken", "weighted_mean": "weightedmean"}
+_MODES = {
+    "mean": "mean", "cls": "cls", "last": "lasttoken", "weighted_mean": "weightedmean", "max": "max",
+    "mean_sqrt_len": "mean_sqrt_len_tokens",
+}  # fmt: skip
 
 
 @dataclass
@@ -56,9 +59,11 @@ class SentenceTransformersEncoder:
                 trust_remote_code=options.trust_remote_code,
                 model_kwargs={"dtype": dtype, **options.engine_kwargs},
             )
-        except (ValueError, KeyError) as error:
+        except Exception as error:  # what a broken file raises depends on the file and the model
             raise ContractError(
-                f"sentence-transformers cannot load it ({error})", where=folder, fix="Use engine=transformers"
+                f"sentence-transformers cannot load it ({type(error).__name__}: {error})",
+                where=folder,
+                fix="Use engine=transformers",
             ) from error
         finally:
             if mirror:
@@ -66,11 +71,9 @@ class SentenceTransformersEncoder:
         self._model = _follow(model, contract.pooling, contract.normalize, library)
         self._model.max_seq_length = contract.max_length
         self._model.default_prompt_name = None  # the contract already says which prompt a role has
-        side = "left" if options.padding_side == "left" else "right"
-        if options.padding_side != "auto" or contract.pooling == "multi_vector":
-            self._model.tokenizer.padding_side = side
-        if contract.pooling == "multi_vector" and contract.modules:
-            raise ContractError("multi_vector with Dense heads is not for this engine", fix="Use engine=transformers")
+        # A tokenizer that pads on the left by itself would give models that count positions vectors that depend on
+        # the batch; on the right, every model is right.
+        self._model.tokenizer.padding_side = "left" if options.padding_side == "left" else "right"
         self._prompt = contract.prompt_for(options.role)
         tokens = choose_batch_tokens(options, device, dtype, packed=False)
         self._batch_size = max(1, min(options.batch_size, tokens // contract.max_length))

@@ -2,7 +2,7 @@
 
 Tokens are made once, by CPU tasks, and kept ragged: no padding, so nothing to agree on about it. The prefix
 is put before the text literally, special tokens are the tokenizer's own, what is longer than the
-contract's length is cut at the end and reported.
+contract's length is cut (at the end, unless the tokenizer cuts at the start) and reported.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from raycurate.core.checkpoint import TOKENIZER_FILES, adapter_base, body_folder, lowercases
+from raycurate.core.checkpoint import TOKENIZER_FILES, adapter_base, body_folder, lowercases, truncation_side
 from raycurate.core.contract import EmbeddingContract
+from raycurate.core.errors import InputError
 from raycurate.encoders.base import TokenBatch
 from raycurate.encoders.fetch import fetch_encoder
 from raycurate.encoders.options import EncoderOptions
@@ -41,7 +42,32 @@ def _load(options: EncoderOptions) -> Any:
     base = adapter_base(folder)
     if base and not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
         folder = base
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+    except Exception as error:  # what a broken file raises depends on the file and the tokenizer
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(where: str, error: Exception) -> InputError:
+    return InputError(
+        f"the tokenizer cannot be read ({type(error).__name__}: {error})", where=where, fix="Download the model again"
+    )
+
+
+def check_tokenizer(folder: str) -> None:
+    """Refuse a broken tokenizer.json before any process loads it.
+
+    Raises:
+        InputError: the tokenizers library cannot read it.
+    """
+    for place in (Path(body_folder(folder)), Path(folder)):
+        file = place / "tokenizer.json"
+        if file.is_file():
+            try:
+                tokenizers.Tokenizer.from_file(str(file))
+            except Exception as error:  # the library raises no other
+                raise _unreadable(str(file), error) from None
+            return
 
 
 class Tokenizer:
@@ -59,6 +85,7 @@ class Tokenizer:
         self.contract = contract
         self.prefix = contract.prompt_for(options.role) if options.prefix is None else options.prefix
         self._lower = lowercases(folder)
+        self._side = truncation_side(folder)
         self._slow_one: Any = None
         self._fast: Any = None
         if serialised is not None:
@@ -70,18 +97,23 @@ class Tokenizer:
                 self._fast = copy.deepcopy(loaded.backend_tokenizer)
             else:
                 self._slow_one = loaded
+                self._slow_one.truncation_side = self._side
         if self._fast is not None:
+            if self._lower:  # all but special tokens that a text spells out, as sentence-transformers does
+                first = tokenizers.normalizers.Lowercase()
+                own = [self._fast.normalizer] if self._fast.normalizer else []
+                self._fast.normalizer = tokenizers.normalizers.Sequence([first, *own])
             self._fast.no_padding()
-            self._fast.enable_truncation(contract.max_length)
+            self._fast.enable_truncation(contract.max_length, direction=self._side)
 
     def __call__(self, texts: list[str]) -> tuple[TokenBatch, np.ndarray]:
         """Tokens of each text, and a bool array [n], True where the text was longer than the contract allows."""
         whole = [self.prefix + text for text in texts]
-        if self._lower:
-            whole = [text.lower() for text in whole]
         if self._fast is None:
-            return self._slow(whole)
+            return self._slow([text.lower() for text in whole] if self._lower else whole)
         limit = _CHARS_PER_TOKEN * self.contract.max_length
+        if self._side == "left":
+            limit = max(map(len, whole), default=0)  # the end is what counts, and the cut of _encode_long is a head
         encodings = self._fast.encode_batch_fast([t if len(t) <= limit else "" for t in whole])
         for row, text in enumerate(whole):
             if len(text) > limit:

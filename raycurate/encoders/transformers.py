@@ -14,6 +14,7 @@ engine_kwargs:
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 from dataclasses import dataclass
@@ -113,11 +114,14 @@ class TransformersEncoder:
             trust_remote_code=options.trust_remote_code,
         ).to(self.device)
         self._heads = load_heads(folder, contract, self.device)
+        self._vocabulary = int(self._model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         self._options = options
         self._offset = position_offset(self._model)
         pad = getattr(self._model.config, "pad_token_id", None)
         self._pad = pad if isinstance(pad, int) and pad >= 0 else 0
         self._left = options.padding_side == "left"
+        # One that does not (T5) tells tokens apart by their distance, which padding does not change.
+        self._takes_positions = "position_ids" in inspect.signature(self._model.forward).parameters
         self.contract = contract
         self.packed, self.reason = self._choose_path(attention)
         logger.info("%s runs %s: %s", options.model, "packed" if self.packed else "padded", self.reason)
@@ -143,6 +147,12 @@ class TransformersEncoder:
         if len(lengths) and lengths.max() > self.contract.max_length:
             row = int(lengths.argmax())
             raise InputError(f"row {row} has {lengths[row]} tokens, more than max_length={self.contract.max_length}")
+        if len(batch.ids) and batch.ids.max() >= self._vocabulary:  # on CUDA this would end the process
+            raise InputError(
+                f"the tokenizer gives the token {batch.ids.max()}, and the model knows {self._vocabulary}: they are "
+                "not of one another",
+                where=self._options.model,
+            )
         cut = micro_batches(
             lengths,
             self.batch_tokens,
@@ -224,7 +234,7 @@ class TransformersEncoder:
     def _hidden(self, micro: MicroBatch) -> Tensor:
         """The model's last hidden states: [1, T, H] packed, [B, T, H] padded."""
         inputs: dict[str, object] = {"input_ids": micro.ids.to(self.device, non_blocking=True)}
-        if micro.positions is not None:
+        if micro.positions is not None and self._takes_positions:
             inputs["position_ids"] = micro.positions.to(self.device, non_blocking=True)
         if micro.mask is not None:
             inputs["attention_mask"] = micro.mask.to(self.device, non_blocking=True)

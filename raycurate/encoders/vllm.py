@@ -42,9 +42,6 @@ class VllmEncoder:
         vllm = require("vllm", "vllm", purpose="engine vllm")
         folder = fetch_encoder(options)
         contract = contract_for(options, folder)
-        if contract.modules:
-            fix = "Use engine=transformers"
-            raise ContractError("Dense layers after pooling are not for engine vllm", where=folder, fix=fix)
         device = choose_device(options)
         dtype = choose_dtype(options, device)
         body = body_folder(folder)

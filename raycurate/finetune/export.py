@@ -31,7 +31,7 @@ from pyarrow import fs as pafs
 from torch import Tensor, nn
 
 from raycurate.core import storage
-from raycurate.core.checkpoint import TOKENIZER_FILES, adapter_base, body_folder, lowercases
+from raycurate.core.checkpoint import TOKENIZER_FILES, adapter_base, body_folder, lowercases, truncation_side
 from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import ContractError, InputError, OutputExistsError
 from raycurate.finetune.lora import adapter_config, is_adapted, merged, options_of, stock_names
@@ -208,16 +208,20 @@ def _write_tokenizer(source: str, place: Path) -> None:
         raise InputError("this model has no tokenizer files", where=source)
     for file in files:
         shutil.copyfile(file, place / file.name)
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    if tokenizer.pad_token is not None:
-        return
-    # sentence-transformers pads every batch. Which token stands at padding changes nothing, since it is masked.
-    token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
-    if token is None:
-        raise InputError("its tokenizer has no special token that could stand for padding", where=source)
     path = place / "tokenizer_config.json"
     values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, values | {"pad_token": str(token)})
+    changes = {}
+    if (side := truncation_side(source)) != values.get("truncation_side", "right"):
+        changes["truncation_side"] = side  # which the source says in a file of sentence-transformers
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    if tokenizer.pad_token is None:
+        # sentence-transformers pads every batch. Which token stands at padding changes nothing, since it is masked.
+        token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+        if token is None:
+            raise InputError("its tokenizer has no special token that could stand for padding", where=source)
+        changes["pad_token"] = str(token)
+    if changes:
+        write_json(path, values | changes)
 
 
 def _read_back(tower: Tower, place: Path) -> EmbeddingContract:

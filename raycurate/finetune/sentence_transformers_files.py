@@ -18,7 +18,7 @@ _FLAGS = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
     "max": "pooling_mode_max_tokens",
-    "sqrt": "pooling_mode_mean_sqrt_len_tokens",
+    "mean_sqrt_len": "pooling_mode_mean_sqrt_len_tokens",
     "weighted_mean": "pooling_mode_weightedmean_tokens",
     "last": "pooling_mode_lasttoken",
 }

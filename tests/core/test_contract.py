@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from raycurate.core.contract import EmbeddingContract, contract_from_schema, contract_to_schema
+from raycurate.core.contract import POOLINGS, EmbeddingContract, contract_from_schema, contract_to_schema
 from raycurate.core.errors import ContractError, InputError
 from tests.encoders.tiny import save_llama, save_roberta
 
@@ -62,7 +62,8 @@ def test_prompts_are_literal_and_passage_is_a_documents_prompt(light):
                           {"type": "sentence_transformers.models.LSTM", "path": "1_LSTM"}], "module 1 is .*LSTM"),
         ("modules.json", [{"type": "sentence_transformers.models.Transformer", "path": ""},
                           {"type": "custom.Pooling", "path": "1_Pooling"}], "module 1 is 'custom.Pooling'"),
-        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, r"pooling \['max'\] is not supported"),
+        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True, "pooling_mode_cls_token": True},
+         r"pooling \['cls', 'max'\] is not supported"),
         ("1_Pooling/config.json", {"pooling_mode_mean_tokens": True, "include_prompt": False}, "include_prompt"),
         ("config_sentence_transformers.json", {"truncate_dim": 64}, "truncate_dim"),
     ],
@@ -71,6 +72,55 @@ def test_what_cannot_be_reproduced_is_an_error_that_names_it(light, file, value,
     write(light / file, value)
     with pytest.raises(ContractError, match=message):
         EmbeddingContract.from_checkpoint(str(light))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("avg", "mean"), ("mean_pooling", "mean"), ("last_token", "last"), ("lasttoken", "last"), ("cls_token", "cls"),
+     ("weighted_avg", "weighted_mean"), ("weightedmean", "weighted_mean"), ("colbert", "multi_vector"),
+     ("mean_sqrt_len_tokens", "mean_sqrt_len"), *zip(POOLINGS, POOLINGS, strict=True)],
+)  # fmt: skip
+def test_other_tools_names_of_poolings_are_known(minilm, theirs, ours):
+    assert EmbeddingContract.from_checkpoint(minilm, pooling=theirs).pooling == ours
+
+
+def test_the_default_prompt_is_none_of_a_role(light):
+    """encode_query and encode_document of sentence-transformers do not ask it; its plain encode does."""
+    settings = light / "config_sentence_transformers.json"
+    write(settings, {"prompts": {"passage": "p: ", "x": "x: "}, "default_prompt_name": "x"})
+    contract = EmbeddingContract.from_checkpoint(str(light))
+    assert [contract.prompt_for(role) for role in ("query", "document", "x")] == ["", "p: ", "x: "]
+    write(settings, {"prompts": {"passage": "p: ", "document": ""}})
+    assert EmbeddingContract.from_checkpoint(str(light)).prompt_for("document") == ""
+    write(settings, {"prompts": {"x": "x: "}, "default_prompt_name": "y"})
+    with pytest.raises(ContractError, match="default_prompt_name 'y' is none of its prompts"):
+        EmbeddingContract.from_checkpoint(str(light))
+
+
+@pytest.mark.parametrize("build", [save_roberta, save_llama])
+def test_a_text_is_cut_to_the_positions_that_there_are(tmp_path, build):
+    """RoBERTa's table has 66 rows, of which 64 can be used; a Llama has no table."""
+    folder = tmp_path / "m"
+    build(folder)
+    write(folder / "sentence_bert_config.json", {"max_seq_length": 100})
+    write(folder / "modules.json", [{"type": "sentence_transformers.models.Transformer", "path": ""},
+                                    {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}])  # fmt: skip
+    write(folder / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
+    roberta = build is save_roberta
+    assert EmbeddingContract.from_checkpoint(str(folder)).max_length == (64 if roberta else 100)
+    if roberta:
+        with pytest.raises(ContractError, match="max_length=65 is more than the model's 64 positions"):
+            EmbeddingContract.from_checkpoint(str(folder), max_length=65)
+        with pytest.raises(ContractError, match="max_length=65 is more"):
+            (folder / "modules.json").unlink()
+            EmbeddingContract.from_checkpoint(str(folder), max_length=65)
+
+
+def test_lengths_by_role_want_the_users_word(light):
+    write(light / "sentence_bert_config.json", {"query_length": 32, "document_length": 180})
+    with pytest.raises(ContractError, match=r"query_length=32 and document_length=180.*Set max_length"):
+        EmbeddingContract.from_checkpoint(str(light))
+    assert EmbeddingContract.from_checkpoint(str(light), max_length=180).max_length == 180
 
 
 def test_without_modules_json_encoders_are_mean_and_decoders_last(tmp_path):
