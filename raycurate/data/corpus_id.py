@@ -17,6 +17,7 @@ from raycurate.core import storage
 from raycurate.core.errors import ConfigError
 from raycurate.core.storage import FileEntry
 from raycurate.data.inline import strict_json
+from raycurate.data.parquet_schema import check_names
 from raycurate.data.training_lines import JsonObjectReader, JsonStreamError
 from raycurate.data.training_report import Problems
 from raycurate.data.training_rows import BY_ID, RowsBuilder
@@ -90,7 +91,9 @@ def read_queries_parquet(entry: FileEntry, corpus_id: str, problems: Problems) -
     try:
         found, inner = storage.filesystem(entry.path)
         with found.open_input_file(inner) as source:
-            for batch in pq.ParquetFile(source).iter_batches(_BATCH_ROWS, use_threads=False):
+            file = pq.ParquetFile(source)
+            check_names(file.schema_arrow, entry.path)
+            for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
                 for value in batch.to_pylist():
                     row = {"neg_doc": [], **value, "corpus_id": value.get("corpus_id") or corpus_id}
                     rows.add(row, number, f"{entry.path}:{number}")

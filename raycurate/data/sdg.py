@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from raycurate.core import storage
 from raycurate.core.errors import InputError
 from raycurate.core.manifest import OLD_REJECTS, OWN_FILES
+from raycurate.data.parquet_schema import check_names
 from raycurate.data.reading import Lines
 from raycurate.data.rows import encodable, excerpt
 from raycurate.data.segments import Kind, Segment, extension_of, kind_of
@@ -199,7 +200,9 @@ def _parquet_values(path: str) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         with filesystem.open_input_file(inner) as source:
-            for batch in pq.ParquetFile(source).iter_batches(_PARQUET_ROWS):
+            file = pq.ParquetFile(source)
+            check_names(file.schema_arrow, path)
+            for batch in file.iter_batches(_PARQUET_ROWS):
                 for value in batch.to_pylist():
                     number += 1
                     yield number, value

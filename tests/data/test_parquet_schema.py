@@ -12,7 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycurate.core.errors import InputError
+from raycurate.core.storage import list_files
+from raycurate.data.corpus_files import documents_of
+from raycurate.data.corpus_id import read_queries_parquet
 from raycurate.data.documents import DocumentsOptions, list_documents, make_plan
+from raycurate.data.sdg import read_sdg
+from raycurate.data.training_report import Problems
 from tests.data.test_listing import read
 
 MOMENT = dt.datetime(2024, 2, 29, 12, 30, 15)
@@ -197,3 +202,20 @@ def test_a_column_that_stands_twice_is_named_wherever_it_is(tmp_path, name):
     options = DocumentsOptions(input=str(tmp_path))
     with pytest.raises(InputError, match=rf"b\.parquet: the column '{name}' stands"):
         make_plan(options, [], list_documents(options))
+
+
+def test_every_reader_of_parquet_names_a_column_that_stands_twice(tmp_path):
+    schema = pa.schema([("id", pa.string()), ("text", pa.string()), ("text", pa.string())])
+    twice = pa.Table.from_arrays([pa.array(["x"])] * 3, schema=schema)
+    path = tmp_path / "train.parquet"
+    pq.write_table(twice, path)
+    [entry] = list_files(str(path))
+    readers = [
+        lambda: list(read_sdg(str(path))),
+        lambda: list(documents_of(entry, Problems("the corpus"))),
+        lambda: read_queries_parquet(entry, "c", Problems("the queries")),
+        lambda: read(str(path)),
+    ]
+    for reader in readers:
+        with pytest.raises(InputError, match=r"train\.parquet: the column 'text' stands 2 times"):
+            reader()
