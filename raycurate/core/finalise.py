@@ -9,6 +9,7 @@ deleted only after the manifest that makes the output whole has been written.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -264,9 +265,14 @@ class LazyParquet:
         self.rows += table.num_rows
 
     def __exit__(self, *error: Any) -> None:
-        if self.writer is not None:
-            self.writer.close()
-            self.stream.__exit__(*error)
+        if self.stream is None:
+            return
+        try:
+            if self.writer is not None:
+                self.writer.close()
+        except OSError:  # the end did not fit; the stream says why, and takes its temporary file away
+            error = sys.exc_info()
+        self.stream.__exit__(*error)
 
 
 class LazyText:

@@ -16,6 +16,7 @@ import pytest
 import raycurate as rc
 from raycurate.core import storage
 from raycurate.core.errors import RaycurateError
+from raycurate.core.finalise import LazyParquet
 from raycurate.embed.config import EmbedConfig
 from raycurate.embed.stage import run as embed
 
@@ -44,6 +45,17 @@ def test_a_file_that_does_not_fit_is_one_sentence_and_leaves_nothing(small_disk:
     with pytest.raises(RaycurateError, match="the disk is full"):
         storage.write_bytes(str(small_disk / "out/b"), b"x" * 2 * BYTES)
     assert [path.name for path in (small_disk / "out").iterdir()] == ["before"]
+
+
+@pytest.mark.parametrize("room", [0, 8, 40, 200], ids=lambda room: f"{room} KiB")
+def test_wherever_a_finished_file_stops_fitting(small_disk: Path, room: int) -> None:
+    """At its beginning, among its rows, or when it is closed."""
+    table = pa.table({"number": np.random.default_rng(0).random(2**15)})
+    (small_disk / "filler").write_bytes(b"x" * (BYTES - (room + 4) * 1024))
+    with pytest.raises(RaycurateError, match=r"the disk is full"), LazyParquet(str(small_disk / "out/a")) as file:
+        for part in range(8):
+            file.write(table.slice(part * 4096, 4096))
+    assert not any(path.name for path in (small_disk / "out").iterdir())
 
 
 @pytest.mark.usefixtures("local_ray")
