@@ -170,7 +170,7 @@ def test_corpora_that_cannot_be_used(corpus, tmp_path):
         ("", 1, "the file must hold one JSON object"),
         ("[1]", 1, "a row must be an object, this is a number"),
         ('\n[{"query": "a", "pos_doc": "x", "neg_doc": "y"},\n{"query": "b"}]', 3, "there is no 'pos_doc'"),
-        ('[{"query": "a", "pos_doc": "x", "neg_doc": "y"}', 1, "a comma or the end of the object is missing"),
+        ('[{"query": "a", "pos_doc": "x", "neg_doc": "y"}', 1, "a comma or the end of the array is missing"),
         ("[] []", 1, "there is more after its end"),
         ("[]", None, "it holds no questions"),
         ('{"corpus": {"path": "corpus"}}', None, "there is no 'data'"),
