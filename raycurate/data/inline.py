@@ -62,9 +62,12 @@ def read_inline(entry: FileEntry, cache_dir: str | None, problems: Problems) -> 
 
 def _read_rows(entry: FileEntry, name_document: DocumentName, problems: Problems) -> pa.Table:
     rows = RowsBuilder(INLINE, problems, name_document)
-    read = json_elements if entry.path.lower().endswith(".json") else json_lines
-    for line, value in read(entry, problems):
-        rows.add(value, line, f"{entry.path}:{line}")
+    if not entry.path.lower().endswith(".json"):
+        for line, value in json_lines(entry, problems):
+            rows.add(value, line, f"{entry.path}:{line}")
+        return rows.finish()
+    for number, (line, value) in enumerate(json_elements(entry, problems), 1):  # all of it may be one line
+        rows.add(value, line, f"{entry.path}:{line} (row {number})")
     return rows.finish()
 
 

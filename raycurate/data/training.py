@@ -107,8 +107,6 @@ def read_training_data(
         tables.append(_sample(pa.concat_tables(parts), source.num_samples, source.path, seed))
     problems.raise_if_any()
     rejected = tuple(problems.rejected.values())
-    if rejected:
-        _log.warning("%d rows of the training data were left out; the first: %s: %s", len(rejected), *rejected[0][:2])
     return TrainingData(tuple(reader.corpora), _with_ids(pa.concat_tables(tables), reader.labels), rejected)
 
 

@@ -298,7 +298,9 @@ def _write_rejected(config: FinetuneConfig) -> int:
             for r in data.rejected
         ]
         content = ("\n".join(lines) + "\n").encode("utf-8", "replace")
-        storage.write_bytes(storage.join(config.output, REJECTS, f"{name}.jsonl"), content)
+        path = storage.join(config.output, REJECTS, f"{name}.jsonl")
+        storage.write_bytes(path, content)
+        log.warning("finetune: rows left out of %s: %s, with the reasons in %s", name, f"{len(lines):,}", path)
         total += len(lines)
     return total
 
