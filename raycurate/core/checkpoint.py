@@ -64,6 +64,7 @@ def read_checkpoint(path: str, *, pooling: str | None, max_length: int | None) -
         "max_length": _max_length(body, modules, max_length, _positions(config, shapes), path),
         "dimension": heads[-1]["out_features"] if heads else width,
         "matryoshka_dims": config.get("matryoshka_dimensions") or (),
+        "similarity": _similarity(root),
     }
 
 
@@ -72,6 +73,12 @@ def named_pooling(path: str) -> str | None:
     modules = read_modules(Path(path))
     named = modules.pooling() or read_config(body_folder(path)).get("pooling")
     return pooling_name(named) if named else None
+
+
+def _similarity(root: Path) -> str | None:
+    """How the vectors are compared, where sentence-transformers' file says so."""
+    name = _json(root / "config_sentence_transformers.json").get("similarity_fn_name")
+    return None if name is None else str(name)
 
 
 def separate_folders(path: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 Engines that disagree silently are the most common fault of embedding systems, so all that decides a
 vector is written down once, stored beside every set of vectors, and compared wherever two meet. The fields
 fall in two: identity (another value gives another vector) and provenance (which engine, in which
-precision: the same vector up to rounding).
+precision: the same vector up to rounding). `similarity` is neither: it says how vectors are compared.
 
 core/checkpoint.py reads it from a model's own files.
 """
@@ -82,6 +82,7 @@ class EmbeddingContract(BaseModel):
     )
     dimension: int = Field(gt=0)
     matryoshka_dims: tuple[int, ...] = ()
+    similarity: str | None = Field(None, description="how its vectors are compared, where its files say so")
 
     engine: str = ""
     dtype: str = ""
@@ -95,7 +96,7 @@ class EmbeddingContract(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the vector, as plain JSON values."""
-        return self.model_dump(mode="json", exclude=set(PROVENANCE))
+        return self.model_dump(mode="json", exclude={*PROVENANCE, "similarity"})
 
     def provenance(self) -> dict[str, Any]:
         """The fields that say what computed it."""
@@ -134,6 +135,24 @@ class EmbeddingContract(BaseModel):
             f"vectors made in different ways would be mixed: {lines}",
             where=f"{here} and {there}",
             fix="Embed both with the same model and the same options",
+        )
+
+    @property
+    def by_cosine(self) -> bool:
+        """Whether vectors are compared by their directions: where the model's files say so or nothing, as
+        sentence-transformers has it, and where all have length one, for which cosine and inner product are the same.
+
+        Raises:
+            ContractError: they say something else, such as euclidean.
+        """
+        if self.normalize or self.similarity in (None, "cosine"):
+            return True
+        if self.similarity == "dot":
+            return False
+        raise ContractError(
+            f"its vectors are compared by '{self.similarity}'; a search here is by cosine or dot",
+            where="similarity_fn_name in config_sentence_transformers.json",
+            fix="Write cosine or dot there, or run it with normalize=true, which makes them agree",
         )
 
     def prompt_for(self, role: str) -> str:

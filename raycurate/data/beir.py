@@ -8,6 +8,7 @@ be found, so ids that are missing are an error and not a lower number.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from raycurate.data.training_lines import json_lines
 from raycurate.data.training_report import NAMED, Problems
 
 QRELS_HEADER = "query-id\tcorpus-id\tscore"
+_COLUMNS = (3, 4)
 _BATCH_ROWS = 16_384
 _CORPUS = pa.schema([("_id", pa.string()), ("title", pa.large_string()), ("text", pa.large_string())])
 _QUERIES = pa.schema([("_id", pa.string()), ("text", pa.string()), ("metadata", pa.string())])
@@ -63,7 +65,8 @@ def read_beir(folder: str, split: str = "test") -> BeirData:
         hint = f"Did you mean '{close}'?" if close else f"Splits: {', '.join(known) or 'none'}"
         raise InputError(f"there is no split '{split}' (qrels/{split}.tsv)", where=folder, fix=hint)
     problems = Problems(f"the test set {folder}")
-    qrels = _read_qrels(storage.join(folder, "qrels", f"{split}.tsv"), problems)
+    where = storage.join(folder, "qrels", f"{split}.tsv")
+    qrels, header = _read_qrels(where, problems)
     corpus = _read_table(storage.join(folder, "corpus.jsonl"), _CORPUS, problems)
     queries = _read_table(storage.join(folder, "queries.jsonl"), _QUERIES, problems)
     judged = {document for documents in qrels.values() for document in documents}
@@ -73,11 +76,34 @@ def read_beir(folder: str, split: str = "test") -> BeirData:
         if len(gone):
             named = ", ".join(repr(n) for n in gone.slice(0, NAMED).to_pylist())
             more = f" and {len(gone) - NAMED:,} more" if len(gone) > NAMED else ""
-            where = storage.join(folder, "qrels", f"{split}.tsv")
             problems.add("judged ids that are not there", where, f"{name} lacks {named}{more}", times=len(gone))
+    if header and (_holds(queries, header[0]) or _holds(corpus, header[-2])):
+        problems.add(
+            "bad rows", where, f"its first line has ids that are there, and the score {header[-1]!r} is no number"
+        )
     problems.raise_if_any()
     judged = pa.array(list(qrels), pa.string())
     return BeirData(corpus, queries.filter(pc.is_in(queries["_id"], value_set=judged)), qrels)
+
+
+def require_judgements(data: BeirData, folder: str, split: str) -> BeirData:
+    """The same data.
+
+    Raises:
+        InputError: nothing is judged.
+    """
+    if any(data.qrels.values()):
+        return data
+    raise InputError(
+        "there is no judgement",
+        where=storage.join(folder, "qrels", f"{split}.tsv"),
+        fix="Each line names a query, a document and a score; another file of that folder is chosen with split",
+    )
+
+
+def _holds(table: pa.Table, name: str) -> bool:
+    found: bool = pc.any(pc.equal(table["_id"], name)).as_py() or False
+    return found
 
 
 def _read_table(path: str, schema: pa.Schema, problems: Problems) -> pa.Table:
@@ -124,30 +150,48 @@ def _fault(value: Any) -> str | None:
     return None
 
 
-def _read_qrels(path: str, problems: Problems) -> dict[str, dict[str, int]]:
-    """Judgements; the first line is a header when its third field is no whole number, whatever it says."""
+def _read_qrels(path: str, problems: Problems) -> tuple[dict[str, dict[str, int]], tuple[str, ...]]:
+    """Judgements, and the fields of the line before them where it is none: a header, whatever it says.
+
+    A line is query, document, score, or with a column between query and document, as TREC's tools have it; by tabs, or
+    by white space where it has no tab. A score is a whole number, 1.0 too.
+    """
     qrels: dict[str, dict[str, int]] = {}
+    header: tuple[str, ...] = ()
     try:
-        lines = storage.read_bytes(path).decode("utf-8-sig").split("\n")
+        lines = re.split("\r\n|\n|\r", storage.read_bytes(path).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         problems.add("bad rows", path, f"it is not UTF-8 ({error.reason})")
-        return qrels
+        return qrels, header
     for number, line in enumerate(lines, start=1):
-        fields = line.rstrip("\r").split("\t")
+        fields = line.split("\t") if "\t" in line else line.split()
         if not line.strip():
             continue
-        if len(fields) != 3 or not _is_whole(fields[2]):
-            if number > 1:
-                problems.add("bad rows", f"{path}:{number}", "a row is query-id, corpus-id and a whole score, by tabs")
+        if not qrels and not header and not problems and len(fields) in _COLUMNS and not _is_number(fields[-1]):
+            header = tuple(fields)
             continue
-        query, document, score = fields
-        if qrels.setdefault(query, {}).setdefault(document, int(score)) != int(score):
+        fault = _fault_of_judgement(fields)
+        if fault:
+            problems.add("bad rows", f"{path}:{number}", fault)
+            continue
+        query, document, score = fields[0], fields[-2], int(float(fields[-1]))
+        if qrels.setdefault(query, {}).setdefault(document, score) != score:
             problems.add("bad rows", f"{path}:{number}", f"{query!r}, {document!r} has two different scores")
-    return qrels
+    return qrels, header
 
 
-def _is_whole(text: str) -> bool:
-    return text.strip().removeprefix("-").isdecimal()
+def _fault_of_judgement(fields: list[str]) -> str | None:
+    if len(fields) not in _COLUMNS:
+        return "a row is query-id, corpus-id and score, or has one column between the two ids; by tabs or spaces"
+    if not _is_number(fields[-1]) or not float(fields[-1]).is_integer():
+        return f"the score {fields[-1]!r} is no whole number"
+    if not fields[0].strip() or not fields[-2].strip():
+        return "an id is empty"
+    return None
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"\s*[+-]?\d+(\.\d*)?\s*", text) is not None
 
 
 def write_beir(

@@ -77,7 +77,7 @@ def embed_texts(
     *,
     cache: str,
     folder: str,
-    unit: bool = True,
+    unit: bool | None = True,
     dimensions: int | None = None,
 ) -> list[Embedded]:
     """Embed what the cache does not have, and lay out the vectors in `folder`; needs a running Ray.
@@ -86,7 +86,7 @@ def embed_texts(
         model, options: as `raycurate embed` takes them, and what differs by role (encoders/declared.py).
         cache: folder or URI that is kept from run to run.
         folder: where the vectors are laid out for a search; written anew.
-        unit: scale them to length one, so that inner products are cosines.
+        unit: scale them to length one, so that inner products are cosines; None: where the model compares by cosine.
         dimensions: lay out the first so many only (search/shards.py, `truncated`); the cache keeps all.
 
     Raises:
@@ -102,8 +102,10 @@ def embed_texts(
         if dimensions is not None:
             check_dimensions(dimensions, plan.contract.dimension)
     made = list[Embedded]()
-    for given, filled in zip(inputs, fill_cache(inputs, plans, cache=cache, folder=folder), strict=True):
-        vectors = _lay_out(given, filled, storage.join(folder, given.name), unit, dimensions)
+    filled_inputs = fill_cache(inputs, plans, cache=cache, folder=folder)
+    for given, plan, filled in zip(inputs, plans, filled_inputs, strict=True):
+        scaled = plan.contract.by_cosine if unit is None else unit
+        vectors = _lay_out(given, filled, storage.join(folder, given.name), scaled, dimensions)
         made.append(Embedded(vectors, filled.keys, filled.fresh))
     return made
 

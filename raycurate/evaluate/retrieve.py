@@ -4,8 +4,8 @@
     evaluate_hits(data.qrels, found.query_ids, found.document_ids_QK, found.scores_QK)
 
 Checkpoints on their dev questions (finetune/dev_eval.py) and `raycurate eval` go this one way. A model is run under the
-contract of its own files and what `encoder` says of it (encoders/declared.py). Scores are inner
-products of the vectors as the model gives them, which is what it was trained by; multi-vector models score by MaxSim.
+contract of its own files and what `encoder` says of it (encoders/declared.py). Scores are cosines, or inner products
+where the files say `dot`, as those of a checkpoint that was trained by them do; multi-vector models score by MaxSim.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class DenseModel:
     encoder: as encoders/declared.py has it: options of `raycurate embed` and what differs by role. dimensions: only the
     first so many (Matryoshka).
     quantization, rescore: what documents are searched in, and times k candidates scored anew (search/quantised.py).
+    similarity: cosine or dot where its contract says nothing.
     """
 
     model: str
@@ -49,6 +50,7 @@ class DenseModel:
     dimensions: int | None = None
     quantization: Literal["none", "int8", "binary"] = "none"
     rescore: int = 4
+    similarity: str | None = None
 
     @property
     def by_role(self) -> dict[str, str]:
@@ -67,7 +69,11 @@ class DenseModel:
         """
         from raycurate.embed.model import read_contract
 
-        return {role: read_contract(config_for(model, self.encoder, role)) for role, model in self.by_role.items()}
+        found = {}
+        for role, model in self.by_role.items():
+            contract = read_contract(config_for(model, self.encoder, role))
+            found[role] = contract.model_copy(update={"similarity": contract.similarity or self.similarity})
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +138,9 @@ def _one_vector(
     from raycurate.search.quantised import Quantised
 
     (folder, depth), clock = to, _Laps()
-    # Cut vectors are as long as the model's own where those have length one.
-    unit = model.dimensions is not None and contracts["document"].normalize
+    contract = contracts["document"]
+    # What has length one as the model gives it is scaled only where it is cut.
+    unit = contract.by_cosine and (model.dimensions is not None or not contract.normalize)
     embedded = _embedded(
         model, given, folder, partial(embed_texts, cache=cache, unit=unit, dimensions=model.dimensions)
     )

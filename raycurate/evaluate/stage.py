@@ -28,7 +28,7 @@ from raycurate.core.manifest import (
 )
 from raycurate.core.observe import Clock, get_logger
 from raycurate.core.staging import staging_folder
-from raycurate.data.beir import BeirData, read_beir
+from raycurate.data.beir import BeirData, read_beir, require_judgements
 from raycurate.encoders.declared import of_the_model
 from raycurate.evaluate.collections import locate, name_of
 from raycurate.evaluate.compare import CompareOptions, Comparison, compare
@@ -108,7 +108,7 @@ def run(config: EvalConfig) -> EvalResult:
         return _checked(EvalResult(config.output, done, skipped=True), config)
     staged = staging_folder(config.output, f"eval-{key.fingerprint()}")
     storage.make_dir(staged)
-    data = read_beir(folder, config.split)
+    data = require_judgements(read_beir(folder, config.split), folder, config.split)
     clock.lap("read")
     answers = Answers(config, data, staged)
     runs = answers.all(systems)

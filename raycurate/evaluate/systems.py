@@ -33,11 +33,15 @@ _ABOUT = b"raycurate_system"
 
 @dataclass(frozen=True)
 class System:
-    """A dense system that is there: its options with `model` as it is loaded, and the identity of its contracts."""
+    """A dense system that is there.
+
+    options: with `model` as it is loaded. identity: of its contracts. similarity: how vectors are compared, if known.
+    """
 
     name: str
     options: SystemOptions
     identity: str
+    similarity: str | None = None
 
     @property
     def served(self) -> bool:
@@ -66,7 +70,13 @@ def found_systems(config: EvalConfig) -> tuple[list[System], dict[str, str]]:
             log.warning("eval: left out %s: %s", name, error)
             missing[name] = str(error)
             continue
-        found.append(System(name, options, fingerprint([one.identity() for one in contracts.values()])))
+        identity = [one.identity() for one in contracts.values()]
+        contract = contracts["document"]
+        if contract.by_cosine and not contract.normalize and contract.pooling != "multi_vector":
+            identity.append({"similarity": "cosine"})
+        # A server does not say how its vectors are compared; what it must reproduce does.
+        compared = contract.similarity or {one.name: one.similarity for one in found}.get(str(options.same_as))
+        found.append(System(name, options, fingerprint(identity), compared))
     return found, missing
 
 
@@ -145,7 +155,7 @@ class Answers:
         options = system.options
         model = DenseModel(
             options.model, options.encoder, dimensions=options.dimensions,
-            quantization=options.quantization, rescore=options.rescore,
+            quantization=options.quantization, rescore=options.rescore, similarity=system.similarity,
         )  # fmt: skip
         # What a server answers under one name may change, so its vectors are not kept from run to run.
         cache = None if system.served else self.config.cache

@@ -17,10 +17,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from raycurate.core import storage
-from raycurate.core.errors import ConfigError, InputError
+from raycurate.core.errors import ConfigError
 from raycurate.core.observe import get_logger
-from raycurate.data.beir import BeirData, read_beir
+from raycurate.data.beir import BeirData, read_beir, require_judgements
 from raycurate.evaluate.metrics import Metrics, evaluate_hits
 from raycurate.evaluate.retrieve import DenseModel, depth_of, retrieve
 
@@ -58,10 +57,7 @@ def read_dev(eval_beir: str) -> BeirData:
     Raises:
         InputError: there is no dev split, no question in it, or something is wrong with the files.
     """
-    data = read_beir(eval_beir, SPLIT)
-    if not any(data.qrels.values()):
-        raise InputError("there is no judged question", where=storage.join(eval_beir, "qrels", f"{SPLIT}.tsv"))
-    return data
+    return require_judgements(read_beir(eval_beir, SPLIT), eval_beir, SPLIT)
 
 
 def evaluate_dev(model: str, options: DevOptions) -> dict[str, float]:

@@ -9,6 +9,7 @@ from raycurate.prep.convert_options import ConvertOptions
 from raycurate.prep.mine_options import MineOptions
 
 ALGORITHM_VERSION = 1
+MINING_VERSION = 2  # of mine and prep: equal questions share their positives
 
 
 class ConvertConfig(ConvertOptions):

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from raycurate.core import storage
 from raycurate.core.errors import InputError
 from raycurate.core.manifest import require_whole
+from raycurate.data.same_text import folded
 from raycurate.data.segments import extension_of
 from raycurate.prep.pairs import Documents
 
@@ -49,7 +50,7 @@ class Unions:
 def copies(documents: Documents) -> np.ndarray:
     """int64 [documents]: the first document with the same text but for case and spaces."""
     first: dict[str, int] = {}
-    found = [first.setdefault(" ".join(text.casefold().split()), row) for row, text in enumerate(documents.texts)]
+    found = [first.setdefault(folded(text), row) for row, text in enumerate(documents.texts)]
     return np.array(found, np.int64)
 
 

@@ -32,7 +32,7 @@ from raycurate.core.observe import Clock, Progress, get_logger
 from raycurate.core.staging import staging_folder
 from raycurate.data.training import Corpus, TrainingData, read_training_data
 from raycurate.prep.audit import Audit, distribution_lines
-from raycurate.prep.config import ALGORITHM_VERSION, MineConfig
+from raycurate.prep.config import MINING_VERSION, MineConfig
 from raycurate.prep.mine_options import MineOptions
 from raycurate.prep.mined_files import MINED, MinedWriter, corpus_paths
 from raycurate.prep.mining import MinedQuestion, Ready, embedded_corpora, held_out_keys, mine
@@ -117,7 +117,7 @@ def stage_key(config: MineConfig, data: TrainingData | None = None) -> StageKey:
     files = inputs_fingerprint([*paths, *corpora, *config.exclude_positives_of])
     return StageKey(
         stage="mine",
-        algorithm_version=ALGORITHM_VERSION,
+        algorithm_version=MINING_VERSION,
         input_fingerprint=fingerprint([files, models_fingerprint(config)]),
         options=config.result_keys(),
     )

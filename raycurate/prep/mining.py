@@ -5,7 +5,9 @@ which gives each question its bound; then one exact search finds the best candid
 each bound the candidates and their rankings are fused; a teacher ranks and bounds what the search found. A candidate
 that was dropped is never used, not even to fill up.
 
-Documents are numbered in the order of their ids here, so that equal scores are ordered by id.
+Equal questions share their positives, in whatever rows they stand, and a copy of a positive is no negative: texts are
+equal but for case and white space. Documents are numbered in the order of their ids here, so that equal scores are
+ordered by id.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import pyarrow.compute as pc
 
 from raycurate.core import storage
 from raycurate.core.observe import get_logger
+from raycurate.data.same_text import folded_column
 from raycurate.data.training import Corpus, TrainingData
 from raycurate.embed.cache import Embedded, Texts, embed_texts, text_keys
 from raycurate.prep.mine_options import MineOptions
@@ -95,7 +98,7 @@ def embedded_corpora(data: TrainingData, options: MineOptions, *, work: str, cac
         for place, model in enumerate(options.models):
             given = [Texts("documents", corpus.texts, "document", order), Texts("queries", asked, "query")]
             folder = storage.join(work, f"corpus-{index}", f"model-{place}")
-            found = embed_texts(given, model, options.encoder_of(model), cache=cache, folder=folder)
+            found = embed_texts(given, model, options.encoder_of(model), cache=cache, folder=folder, unit=None)
             log.info(
                 "mine: %s: %s of %s documents and %s of %s questions embedded anew",
                 model,
@@ -117,14 +120,15 @@ def mine(
     Args:
         held_out: keys of texts that must not become negatives of any question.
     """
-    apart = np.flatnonzero(pc.is_in(ready.documents[0].keys, value_set=held_out).to_numpy(zero_copy_only=False))
-    twins = _Twins(ready.documents[0].keys)
+    keys = same_keys(ready.corpus.texts).take(pa.array(ready.order))
+    apart = np.flatnonzero(pc.is_in(keys, value_set=held_out).to_numpy(zero_copy_only=False))
+    twins, asked = _Twins(keys), _Asked(data, ready)
     first = 0
     for path, rows in zip(ready.questions[0].vectors.paths, ready.questions[0].vectors.rows, strict=True):
         part = slice(first, first + rows)
         names = [q.vectors.paths[ready.questions[0].vectors.paths.index(path)] for q in ready.questions]
         shard = _Shard(data, ready, options, part, [load_vectors(name) for name in names])
-        yield from shard.mine(twins, apart, teacher)
+        yield from shard.mine(twins, asked, apart, teacher)
         first += rows
 
 
@@ -133,6 +137,24 @@ def load_vectors(path: str) -> np.ndarray:
     import io
 
     return np.load(io.BytesIO(storage.read_bytes(path)))
+
+
+class _Asked:
+    """The questions of a corpus: their keys, and all positives of those that stand in several rows."""
+
+    def __init__(self, data: TrainingData, ready: Ready) -> None:
+        table = data.table.take(pa.array(ready.at))
+        self.keys = same_keys(table["question"])
+        self._code = self.keys.dictionary_encode().indices.to_numpy()
+        again = np.flatnonzero(np.bincount(self._code)[self._code] > 1) if len(self._code) else np.empty(0, np.int64)
+        self._positives: dict[int, list[int]] = {}
+        for row, listed in zip(again.tolist(), table["pos"].take(pa.array(again)).to_pylist(), strict=True):
+            self._positives.setdefault(int(self._code[row]), []).extend(ready.number[listed].tolist())
+
+    def with_others(self, row: int, own: np.ndarray) -> np.ndarray:
+        """A question's own positives, and after them those that it has in other rows."""
+        others = self._positives.get(int(self._code[row]), [])
+        return np.array(list(dict.fromkeys([*own.tolist(), *others])), np.int64)
 
 
 class _Twins:
@@ -164,10 +186,8 @@ class _Shard:
         self.ready, self.options, self.queries = ready, options, queries
         self.table = data.table.take(pa.array(ready.at[part]))
         self.at = ready.at[part]
-        self.keys = ready.questions[0].keys[part.start : part.stop]
-        self.positives = self._numbers("pos")
-        self.file = self._numbers("neg") if options.use_negatives_from_file else [np.empty(0, np.int64)] * len(self.at)
-        self._starts = _offsets(self.positives), _offsets(self.file)
+        self.part = part
+        self.own = self._numbers("pos")
 
     def _numbers(self, column: str) -> list[np.ndarray]:
         """Document numbers of each question's list, in its order, each once."""
@@ -176,16 +196,20 @@ class _Shard:
         offsets = np.concatenate([[0], np.cumsum(listed.value_lengths().fill_null(0).to_numpy())])
         return [flat[lo:hi][np.sort(np.unique(flat[lo:hi], return_index=True)[1])] for lo, hi in _pairs(offsets)]
 
-    def mine(self, twins: _Twins, apart: np.ndarray, teacher: Teacher | None) -> Iterator[MinedQuestion]:
+    def mine(self, twins: _Twins, asked: _Asked, apart: np.ndarray, teacher: Teacher | None) -> Iterator[MinedQuestion]:
         from raycurate.search import Limits
 
         options = self.options
+        self.positives = [asked.with_others(self.part.start + row, own) for row, own in enumerate(self.own)]
+        excluded = self._excluded(twins, asked.keys[self.part.start : self.part.stop])
+        listed = self._numbers("neg") if options.use_negatives_from_file else [np.empty(0, np.int64)] * len(self.at)
+        self.file = [file[~np.isin(file, barred)] for file, barred in zip(listed, excluded, strict=True)]
+        self._starts = _offsets(self.positives), _offsets(self.file)
         offsets = self._starts[0]
         every = slice(0, len(self.at))
         scores = [self._scores(m, every, self.positives) for m in range(len(self.queries))]
         kind, margin = options.hard_neg_margin_type, options.margin
         bound_MQ = np.stack([bounds(least(s, offsets), kind, margin) for s in scores])
-        excluded = self._excluded(twins)
         barred = [np.union1d(e, f) for e, f in zip(excluded, self.file, strict=True)]
         file_scores = [self._scores(m, every, self.file) for m in range(len(self.queries))]
         offset_Q, row_E = _offsets(barred), _flat(barred)
@@ -202,9 +226,9 @@ class _Shard:
                 self._taught(outcomes, teacher)
             yield from map(self._chosen, outcomes)
 
-    def _excluded(self, twins: _Twins) -> list[np.ndarray]:
+    def _excluded(self, twins: _Twins, keys: pa.Array) -> list[np.ndarray]:
         """Of each question: its positives, what has the text of one, and a document that is the question."""
-        same_N = twins.with_keys(self.keys)
+        same_N = twins.with_keys(keys)
         listed = []
         for own, same in zip(self.positives, same_N.tolist(), strict=True):
             listed.append(twins.of(own if same < 0 else np.append(own, same)))
@@ -233,17 +257,17 @@ class _Shard:
         self.ready.recalls.append(found.recall)
         return found.blocks
 
-    def _outcome(self, at: int, known: list[Any], excluded: np.ndarray, dropped: int) -> _Outcome:
+    def _outcome(self, at: int, scores: list[Any], excluded: np.ndarray, dropped: int) -> _Outcome:
         """A question with its scored positives and the file's own negatives that are not above a bound."""
-        positive_P, file_MP, bound_MQ = known
-        own, file = self.positives[at], self.file[at]
+        positive_P, file_MP, bound_MQ = scores
+        known, file = self.positives[at], self.file[at]
         first, begin = self._starts[0][at], self._starts[1][at]
         below = np.ones(len(file), bool)
         for m, values in enumerate(file_MP):
             below &= values[begin : begin + len(file)] <= bound_MQ[m][at]
         return _Outcome(
             at,
-            _scored(own, positive_P[first : first + len(own)]),
+            _scored(known, positive_P[first : first + len(known)]),
             _scored(file[below], file_MP[0][begin : begin + len(file)][below]),
             [],
             MinedQuestion(
@@ -252,7 +276,7 @@ class _Shard:
                 [],
                 float(bound_MQ[0][at]),
                 dropped,
-                len(excluded) - len(own),
+                len(excluded) - len(self.own[at]),
                 from_file=int((~below).sum()),
             ),
         )
@@ -310,7 +334,7 @@ class _Shard:
             range_max=options.range_max,
             draw=draw,
         )
-        mined.positives = self._rows(outcome.positives)
+        mined.positives = self._rows(outcome.positives[: len(self.own[outcome.at])])
         mined.negatives = self._rows([*kept, *(outcome.candidates[i] for i in window)])
         mined.ranking = self._rows(outcome.candidates)
         return mined
@@ -321,7 +345,10 @@ class _Shard:
 
 @dataclass
 class _Outcome:
-    """A question on its way: `at` is its place in the shard, documents are numbers, not rows."""
+    """A question on its way: `at` is its place in the shard, documents are numbers, not rows.
+
+    positives: its own, and after them those of its other rows.
+    """
 
     at: int
     positives: list[Scored]
@@ -330,9 +357,14 @@ class _Outcome:
     mined: MinedQuestion
 
 
+def same_keys(texts: pa.ChunkedArray) -> pa.Array:
+    """A key of each text that it shares with the texts that are equal to it but for case and white space."""
+    return text_keys(folded_column(texts))
+
+
 def held_out_keys(texts: list[pa.ChunkedArray]) -> pa.Array:
     """Keys of all these texts."""
-    found = [text_keys(part) for part in texts]
+    found = [same_keys(part) for part in texts]
     return pc.unique(pa.concat_arrays(found)) if found else pa.array([], pa.string())
 
 

@@ -26,7 +26,7 @@ from raycurate.core.observe import Clock, get_logger
 from raycurate.core.staging import staging_folder
 from raycurate.data.training import read_training_data
 from raycurate.prep.audit import Audit
-from raycurate.prep.config import ALGORITHM_VERSION, PrepConfig
+from raycurate.prep.config import MINING_VERSION, PrepConfig
 from raycurate.prep.convert_stage import conversion_fingerprint, converted_files, counts_of, describe
 from raycurate.prep.dev import dev_scores
 from raycurate.prep.mine_stage import Mining, held_out, inputs_fingerprint, mining_lines, models_fingerprint
@@ -61,7 +61,7 @@ def stage_key(config: PrepConfig) -> StageKey:
     files = [conversion_fingerprint(config.conversion()), inputs_fingerprint(config.exclude_positives_of)]
     return StageKey(
         stage="prep",
-        algorithm_version=ALGORITHM_VERSION,
+        algorithm_version=MINING_VERSION,
         input_fingerprint=fingerprint([files, models_fingerprint(config)]),
         options=config.result_keys(),
     )

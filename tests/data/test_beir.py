@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 
 from raycurate.core.errors import InputError
-from raycurate.data.beir import read_beir, splits_of, write_beir
+from raycurate.data.beir import read_beir, require_judgements, splits_of, write_beir
 
 CORPUS = [{"_id": "d0", "title": "T", "text": "zero"}, {"_id": "d1", "text": "öne\u2028"}, {"_id": "d2", "text": "two"}]
 QUERIES = [{"_id": "q0", "text": "what?", "metadata": {"hop_count": 2}}, {"_id": "q1", "text": "who?"}]
@@ -80,10 +81,59 @@ def test_headers_are_tolerated(folder, text):
     assert read_beir(str(folder)).qrels == {"q0": {"d0": 1}}
 
 
+JUDGED = {"q0": {"d1": 1, "d0": 2}, "q1": {"d2": 0}}
+
+
+@pytest.mark.parametrize("separator", ["\t", " ", "   "])
+@pytest.mark.parametrize("between", [None, "0", "Q0"])
+@pytest.mark.parametrize("header", [None, "query-id corpus-id score", "a b c"])
+def test_one_set_of_judgements_in_every_spelling(folder, separator, between, header):
+    """Scores as whole numbers or fractions, either kind of line end, a mark at the file's begin, an end or none."""
+    for scored, newline, mark, end in itertools.product(
+        ("{}", "{}.0", "+{}"), ("\n", "\r\n"), ("", "\ufeff"), ("", "\n\n", "\r\n \r\n")
+    ):
+        lines = [] if header is None else [header.split()]
+        lines += [[q, d, scored.format(score)] for q, judged in JUDGED.items() for d, score in judged.items()]
+        if between is not None:
+            lines = [[first, between, *rest] for first, *rest in lines]
+        text = mark + newline.join(separator.join(line) for line in lines) + end
+        (folder / "qrels" / "test.tsv").write_bytes(text.encode())
+        assert read_beir(str(folder)).qrels == JUDGED, repr(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("q0\td0\tx", "its first line has ids that are there, and the score 'x' is no number"),
+        ("q0 0 d0 high", "its first line has ids that are there"),
+        ("q1\td0\t0.5", "the score '0.5' is no whole number"),
+        ("q1 d0", "a row is query-id, corpus-id and score"),
+        ("q1 0 d0 1 tag", "a row is query-id, corpus-id and score"),
+        ("\td0\t1", "an id is empty"),
+    ],
+)
+def test_a_line_is_used_or_named(folder, line, message):
+    (folder / "qrels" / "test.tsv").write_text(f"{line}\nq0\td0\t1\n")
+    with pytest.raises(InputError, match=message):
+        read_beir(str(folder))
+
+
+@pytest.mark.parametrize("text", ["", "query-id\tcorpus-id\tscore\n", "\n\n"])
+def test_without_a_judgement_nothing_is_judged(folder, text):
+    (folder / "qrels" / "test.tsv").write_text(text)
+    data = read_beir(str(folder))  # a split may be empty, as that of a set that is not trained on
+    with pytest.raises(InputError, match=r"test.tsv: there is no judgement"):
+        require_judgements(data, str(folder), "test")
+
+
+def test_the_small_sets_that_went_wrong(shared_cases):
+    assert read_beir(str(shared_cases / "qrels" / "noheader")).qrels == {"q1": {"d2": 1}, "q2": {"d2": 1}}
+    assert read_beir(str(shared_cases / "qrels" / "trec-one")).qrels == {"q1": {"d1": 1}}
+    assert read_beir(str(shared_cases / "qrels" / "header-only")).qrels == {}
+
+
 def test_everything_wrong_is_said_at_once(folder):
-    (folder / "qrels" / "test.tsv").write_text(
-        "query-id\tcorpus-id\tscore\nq0\td9\t1\nq7\td0\t1\nq0 d0 1\nq0\td0\t0.5\n"
-    )
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td9\t1\nq7\td0\t1\nq0 d0\nq0\td0\t0.5\n")
     with (folder / "corpus.jsonl").open("a") as out:
         out.write('{"_id": "d0", "text": "again"}\n{"_id": "d5"}\n[]\n')
     with pytest.raises(InputError) as caught:

@@ -23,6 +23,15 @@ from raycurate.search import VectorShards
 DOCUMENTS, QUESTIONS, DIM = 150, 40, 12
 
 
+def same(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def spelled(text: str, random: np.random.Generator) -> str:
+    """The text with another case or other white space, or as it is."""
+    return [text, text.upper(), f" {text}\n", text.replace(" ", "  "), text.title()][random.integers(0, 5)]
+
+
 class Setup:
     """A corpus with repeated texts, questions with one to three positives, and random vectors of two models.
 
@@ -34,15 +43,14 @@ class Setup:
         names = [f"d{number}" for number in random.permutation(DOCUMENTS)]
         self.texts = [f"text {number}" for number in range(DOCUMENTS)]
         for copy, original in random.integers(0, DOCUMENTS, (10, 2)):
-            self.texts[copy] = self.texts[original]
+            self.texts[copy] = spelled(self.texts[original], random)
         self.questions = [f"question {number}?" for number in range(QUESTIONS)]
-        self.texts[7] = self.questions[3]
+        for again in range(30, 36):  # the same questions in other rows, with other positives
+            self.questions[again] = spelled(self.questions[again % 4], random)
+        self.texts[7] = spelled(self.questions[3], random)
         self.names = names
         self.pos = [random.choice(DOCUMENTS, random.integers(1, 4), replace=False).tolist() for _ in range(QUESTIONS)]
-        self.neg = [
-            [int(n) for n in random.choice(DOCUMENTS, 6, replace=False) if self.texts[n] not in self._texts(p)]
-            for p in self.pos
-        ]
+        self.neg = [[int(n) for n in random.choice(DOCUMENTS, 6, replace=False) if n not in p] for p in self.pos]
         self.order = np.array(sorted(range(DOCUMENTS), key=lambda row: names[row]))
         self.number = np.argsort(self.order)
         unique = {text: random.normal(size=(2, DIM)) for text in [*self.texts, *self.questions]}
@@ -59,7 +67,12 @@ class Setup:
         self.folder = folder
 
     def _texts(self, rows: list[int]) -> set[str]:
-        return {self.texts[row] for row in rows}
+        return {same(self.texts[row]) for row in rows}
+
+    def all_positives(self, question: int) -> list[int]:
+        """Those of all rows with this question."""
+        asked = same(self.questions[question])
+        return [row for q, rows in enumerate(self.pos) if same(self.questions[q]) == asked for row in rows]
 
     def _corpus(self) -> Corpus:
         ids = pa.chunked_array([pa.array(self.names)])
@@ -107,7 +120,7 @@ def expected(s: Setup, options: MineOptions, apart: set[str], teacher: FirstByte
     found = []
     models = range(len(options.models))
     for question in range(QUESTIONS):
-        pos = s.pos[question]
+        pos = s.all_positives(question)
         scores = [s.scores[m][question] for m in models]
         limit = [
             bounds(
@@ -115,9 +128,9 @@ def expected(s: Setup, options: MineOptions, apart: set[str], teacher: FirstByte
             )[0]
             for m in models
         ]
-        barred_texts = s._texts(pos) | {s.questions[question]}
-        allowed = [d for d in range(DOCUMENTS) if s.texts[d] not in barred_texts and s.texts[d] not in apart]
-        file = s.neg[question] if options.use_negatives_from_file else []
+        barred = s._texts(pos) | {same(s.questions[question])}
+        allowed = [d for d in range(DOCUMENTS) if same(s.texts[d]) not in barred and same(s.texts[d]) not in apart]
+        file = [d for d in s.neg[question] if same(s.texts[d]) not in barred] if options.use_negatives_from_file else []
         open_to = [d for d in allowed if d not in file]
 
         def ranked(m: int, open_to: list[int] = open_to, scores: Any = scores, limit: Any = limit) -> list[int]:
@@ -166,7 +179,7 @@ CASES += [
 def test_mining_is_what_its_definition_says(tmp_path: Path, case: dict[str, Any]) -> None:
     s = Setup(tmp_path, seed=len(str(case)))
     options = MineOptions(**{"model": "first", "hard_negatives_to_mine": 5, "mining_batch_size": 9, **case})
-    apart = {s.texts[row] for row in (1, 20, 33)}
+    apart = {same(s.texts[row]) for row in (1, 20, 33)}
     held_out = held_out_keys([pa.chunked_array([pa.array(sorted(apart))])])
     teacher: Any = FirstBytes() if options.teacher else None
     found = list(mine(s.data, s.ready(len(options.models)), options, held_out, teacher))
@@ -187,9 +200,9 @@ def check_never(s: Setup, mined: MinedQuestion, options: MineOptions, apart: set
             assert document.row in s.pos[question]
             continue
         assert document.score <= mined.bound
-        assert s.texts[document.row] not in s._texts(s.pos[question])
+        assert same(s.texts[document.row]) not in s._texts(s.all_positives(question))
         if not options.use_negatives_from_file:
-            assert s.texts[document.row] not in apart
+            assert same(s.texts[document.row]) not in apart
     rows = [n.row for n in mined.negatives]
     assert len(set(rows)) == len(rows) <= options.hard_negatives_to_mine
 
