@@ -30,7 +30,7 @@ def save_model(folder: Path, similarity: str | None) -> str:
     modules = [Transformer(save_roberta(folder / "body"), max_seq_length=32), Pooling(32), Dense(32, 16)]
     model = SentenceTransformer(modules=modules, device="cpu")
     with torch.no_grad():  # the lengths differ by more than rounding
-        model[2].linear.bias.add_(torch.linspace(-1, 1, 16))
+        model[2].linear.bias.add_(torch.linspace(-1, 1, 16))  # type: ignore[union-attr, operator]
     model.save_pretrained(str(folder / "whole"))
     settings = folder / "whole" / "config_sentence_transformers.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"similarity_fn_name": similarity}))
@@ -38,7 +38,7 @@ def save_model(folder: Path, similarity: str | None) -> str:
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("similarity", ["dot", "cosine", None])
+@pytest.mark.parametrize("similarity", ["dot", pytest.param("cosine", marks=pytest.mark.slow), None])
 def test_ranks_and_scores_are_sentence_transformers(tmp_path: Path, similarity: str | None) -> None:
     from sentence_transformers import SentenceTransformer
 
