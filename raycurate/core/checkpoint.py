@@ -77,7 +77,7 @@ def named_pooling(path: str) -> str | None:
 
 def _similarity(root: Path) -> str | None:
     """How the vectors are compared, where sentence-transformers' file says so."""
-    name = _json(root / "config_sentence_transformers.json").get("similarity_fn_name")
+    name = read_json(root / "config_sentence_transformers.json").get("similarity_fn_name")
     return None if name is None else str(name)
 
 
