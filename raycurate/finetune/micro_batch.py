@@ -85,7 +85,7 @@ def questions_at_once(
     each = max(1.0, fullness * whole.memory.activations / share)
     most = int((room - one.memory.total + one.memory.activations) // each)
     if options.loss == "listed":
-        chosen = max(n for n in range(1, share + 1) if share % n == 0 and n <= max(1, most))
+        chosen = next(n for n in range(max(1, min(share, most)), 0, -1) if share % n == 0)
     else:
         chosen = max(1, min(share, most))
     log.info(

@@ -164,8 +164,10 @@ def test_a_dry_run_says_what_it_takes_and_refuses_what_cannot_fit(
         and "not run" in said
     )
     assert not (tmp_path / "out").exists()
-    with pytest.raises(CapacityError, match="GiB"):
-        describe_plan(config_of(recipe, tmp_path / "out", global_batch_size=2**26))
+    with pytest.raises(CapacityError, match="GiB"):  # what is asked for in so many words is not cut
+        describe_plan(config_of(recipe, tmp_path / "out", global_batch_size=2**26, local_batch_size=2**25))
+    cut = describe_plan(config_of(recipe, tmp_path / "out", global_batch_size=2**26))
+    assert f"{2**26} questions of 4 texts a step, {2**25} at once" not in cut and "at once on a worker" in cut
     later = describe_plan(config_of(recipe, tmp_path / "out", train=str(tmp_path / "not-there.json")))
     assert "cannot run yet" in later
 
