@@ -238,12 +238,13 @@ def _validation(job: Job) -> Any:
 
 
 def dev_options(job: Job) -> DevOptions:
-    """How a checkpoint is searched with: as its own files say."""
+    """How a checkpoint is searched with: as its own files say. Its vectors are kept, as eval asks for them."""
     from raycurate.finetune.dev_eval import DevOptions
 
     config = job.config
     assert config.dev is not None
-    return DevOptions(config.dev, storage.join(config.output, STAGING, "dev"), config.checkpoints_run_as)
+    work = storage.join(config.output, STAGING, "dev")
+    return DevOptions(config.dev, work, config.checkpoints_run_as, config.cache)
 
 
 def _validate(checkpoint: Any, **told: Any) -> dict[str, float]:

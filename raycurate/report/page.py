@@ -72,10 +72,9 @@ def write_report(workdir: str, out: str | None = None, title: str | None = None)
             made = _not_made(name, error)
         if made is not None:
             sections.append(made)
-    folder = run.workdir.rpartition("/")[2] or run.workdir
     text = page(
-        title or f"Report of the run {folder}",
-        f"What the stages of {run.workdir} have read, made and measured.",
+        title or f"Report of the run {run.name}",
+        f"What the stages of {run.name} have read, made and measured.",
         sections,
     )
     path = storage.normalise(out) if out else storage.join(run.workdir, FILE)

@@ -115,6 +115,16 @@ class Run:
     workdir: str
     outputs: tuple[StageOutput, ...]
 
+    @property
+    def name(self) -> str:
+        """The working folder's own name: where it lies on a machine is nobody else's affair."""
+        return self.workdir.rpartition("/")[2] or self.workdir
+
+    def short(self, path: str) -> str:
+        """A path as it is seen from the working folder, where it lies in it."""
+        inside = self.workdir.rstrip("/") + "/"
+        return f"{self.name}/{path[len(inside) :]}" if path.startswith(inside) else path
+
     def of(self, *stages: str) -> StageOutput | None:
         """The whole output of the first of `stages` that has one: in the usual folder, else the last that was made."""
         for stage in stages:

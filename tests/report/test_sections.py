@@ -177,7 +177,7 @@ def test_another_primary_metric(tmp_path: Path):
 def test_counts_and_left_outs_of_the_pipeline(run: Run):
     said = words(pipeline.section(Context(run)))
     assert (
-        "embed embeddings ✓ done 2026‑11‑22 01:00 12.0 s 120 documents, 9,000 tokens, 30 truncated, 2 rejected" in said
+        "embed embeddings ✓ done 2026-11-22 01:00 12.0 s 120 documents, 9,000 tokens, 30 truncated, 2 rejected" in said
     )
     assert "1 epoch, 2 checkpoints, 1 worker" in said
     assert "embed rejected empty text 2" in said and "prep left out short passage 30" in said

@@ -41,7 +41,8 @@ def section(context: Context) -> Section | None:
         if documents.whole
         else f"A random part of the corpus, {counted(len(documents), 'document')}"
     )
-    lead = f"{part}, read from {documents.path}. How long documents are decides how much of them a model can read."
+    place = context.run.short(documents.path)
+    lead = f"{part}, read from {place}. How long documents are decides how much of them a model can read."
     cards = [_words_card(documents)]
     if embed is not None:
         cards.append(_tokens_card(embed, documents))

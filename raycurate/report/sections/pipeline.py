@@ -48,7 +48,7 @@ def section(context: Context) -> Section | None:
     return Section("pipeline", "Pipeline", paragraph(lead), grid(*(c for c in cards if c)))
 
 
-def _row(output: StageOutput) -> list[str]:
+def _row(output: StageOutput) -> list[str | Html]:
     manifest = output.manifest
     name = Html.join_all([output.stage, element("div", output.name, class_="unit")])
     if manifest is None:
@@ -56,7 +56,7 @@ def _row(output: StageOutput) -> list[str]:
     return [
         name,
         _state(output),
-        manifest.created[:16].replace("T", "\u00a0").replace("-", "\u2011"),
+        element("span", manifest.created[:16].replace("T", " "), class_="time"),
         _took(output),
         _counts(output),
     ]
