@@ -10,7 +10,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -89,29 +89,34 @@ def _recipe(options: argparse.Namespace, stage: str | None = None) -> Any:
     return load_recipe(options.recipe, options.overrides, stages=STAGES, stage=stage, types=options_of)
 
 
-def _connect(options: argparse.Namespace, configs: Iterable[Any] = ()) -> Any:
-    """Connect to Ray, which from then on speaks to a log file. Engines of the user's own that `configs` name are looked
-    for in the current folder too, last."""
+def _connect(options: argparse.Namespace, environment: Mapping[str, str] | None = None) -> Any:
+    """Connect to Ray, which from then on speaks to a log file; `environment` is for its workers."""
     from raycurate.core.connect import connect, in_job
     from raycurate.core.observe import get_logger
     from raycurate.core.quiet import quiet
 
-    environment: dict[str, str] = {}
-    engines = [name for config in configs for name in _own_engines(config.redacted())]
-    if engines:
-        from raycurate.encoders.base import MODULES_FROM, custom_engine
-
-        environment = {MODULES_FROM: os.getcwd()}
-        os.environ.update(environment)
-        for name in engines:
-            custom_engine(name)  # before Ray is started, which takes seconds
     if not in_job():  # a job's log is where everything belongs
         path = options.until_the_end.enter_context(quiet(verbose=getattr(options, "verbose", False)))
         if path is not None:
             get_logger("raycurate").info("what Ray and other libraries say goes to %s", path)
-    connected = connect(options.address, environment=environment)
+    connected = connect(options.address, environment=dict(environment or {}))
     options.sigterm.take()
     return connected
+
+
+def _own_modules(configs: Iterable[Any]) -> dict[str, str]:
+    """Look for the engines of the user's own that `configs` name, in the current folder too, last; the environment in
+    which workers do the same."""
+    engines = [name for config in configs for name in _own_engines(config.redacted())]
+    if not engines:
+        return {}
+    from raycurate.encoders.base import MODULES_FROM, custom_engine
+
+    environment = {MODULES_FROM: os.getcwd()}
+    os.environ.update(environment)
+    for name in engines:
+        custom_engine(name)  # before Ray is started, which takes seconds
+    return environment
 
 
 def _own_engines(values: Any, name: str = "") -> list[str]:
@@ -126,6 +131,7 @@ def _own_engines(values: Any, name: str = "") -> list[str]:
 
 
 def _run_stage(options: argparse.Namespace) -> int:
+    from raycurate.core.cluster import start_on_demand
     from raycurate.core.observe import setup_logging
     from raycurate.pipeline import STAGES
 
@@ -139,12 +145,13 @@ def _run_stage(options: argparse.Namespace) -> int:
     if options.dry_run:
         _print_options(stage.name, config)
         if stage.needs_ray:
-            _connect(options, [config])
+            _connect(options, _own_modules([config]))
             say(stage.plan(config))
         return 0
     if stage.needs_ray:
         stage.check(config)
-        _connect(options, [config])
+        environment = _own_modules([config])
+        start_on_demand(lambda: _connect(options, environment))
     say(stage.run(config).summary())
     return 0
 
@@ -184,12 +191,13 @@ def _run_pipeline(options: argparse.Namespace) -> int:
             _print_options(stage.name, stage.config(recipe))
         return 0
     stages = pipeline.selected(recipe, options.first, options.last)
+    environment = _own_modules([stage.config(recipe) for stage in stages])
     for stage, result in pipeline.run(
         recipe,
         first=options.first,
         last=options.last,
         force=options.force,
-        start_ray=lambda: _connect(options, [stage.config(recipe) for stage in stages]),
+        start_ray=lambda: _connect(options, environment),
     ):
         say(f"\n== {stage.name}{' (done before)' if result.skipped else ''}\n{result.summary()}")
     if "workdir" in recipe.values:
@@ -228,11 +236,13 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from raycurate.core.manifest import require_whole
+    from raycurate.core.manifest import verify
 
-    manifest = require_whole(options.folder)
+    manifest = verify(options.folder)
     rows = sum(f.rows or 0 for f in manifest.files)
-    say(f"{options.folder}: whole; stage {manifest.key.stage}, {len(manifest.files)} files, {rows:,} rows")
+    compared = sum(f.checksum is not None for f in manifest.files)
+    how = "checksums compared" if compared == len(manifest.files) else f"{compared} checksums compared, else sizes"
+    say(f"{options.folder}: whole; stage {manifest.key.stage}, {len(manifest.files)} files, {rows:,} rows, {how}")
     return 0
 
 

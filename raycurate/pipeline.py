@@ -295,22 +295,22 @@ def run(
     """Run the selected stages; yields each with its result.
 
     The options of all stages are checked before the first one starts. `force` runs that stage and all after
-    it anew, although their outputs are there. `start_ray` is called once, before the first stage that needs it.
+    it anew, although their outputs are there. `start_ray` is called by the first stage that has work to do on Ray.
     """
+    from raycurate.core.cluster import start_on_demand
+
+    start_on_demand(start_ray)
     stages = selected(recipe, first, last)
     if force is not None and stage_named(force) not in stages:
         raise ConfigError(
             f"--force {force}: that stage is not among those to run ({', '.join(s.name for s in stages)})"
         )
     configs = [(stage, stage.config(recipe)) for stage in stages]
-    forced = started = False
+    forced = False
     for stage, config in configs:
         forced = forced or stage.name == force
         if forced:
             _forget(config.output)
-        if stage.needs_ray and not started:
-            start_ray()
-            started = True
         yield stage, stage.run(config.model_copy(update={"overwrite": True}) if forced else config)
 
 

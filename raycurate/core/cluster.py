@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Capacity", "NodeShape", "OperatorDemand", "PlanReport", "Resources", "capacity", "check_plan"]
 
 _READ_ONLY_TYPE = re.compile("node_[0-9a-f]{56}")  # node type in the report of a plain head's monitor
+_promised: list[Callable[[], object]] = []  # how this process comes by a Ray once there is work for it
 _OWN_ERROR = re.compile(r"^raycurate\.core\.errors\.\w+: (.+)$", re.MULTILINE)  # as a traceback ends
 _NODE_GROUP = "ray.io/node-group"  # Ray's label on nodes that a launcher or an operator made
 _RUNTIME_ENV_KEYS = ("uv", "pip", "py_executable", "image_uri", "env_vars")
@@ -42,6 +43,24 @@ _TRANSIENT_IO = (
     "HTTP status 500",
     "curlCode: 28",
 )
+
+
+def start_on_demand(start: Callable[[], object] | None) -> None:
+    """Say how a Ray is come by once there is work for it; None takes that back."""
+    _promised[:] = [] if start is None else [start]
+
+
+def ensure_ray(where: str) -> None:
+    """What a stage calls once it knows that it has work to do: the Ray that was promised starts.
+
+    Raises:
+        ConfigError: no Ray is connected, and none was promised.
+    """
+    import ray
+
+    if _promised and not ray.is_initialized():
+        _promised[0]()
+    require_ray(where)
 
 
 def require_ray(where: str) -> None:

@@ -79,10 +79,14 @@ class StageConfig(BaseModel):
         odd = [key for key in values if not isinstance(key, str)]
         if odd:
             raise ConfigError(f"the names of options are text, {odd[0]!r} is not", where=where)
+        from raycurate.core.places import refuse_overlaps
+
         try:
-            return cls(**values)
+            found = cls(**values)
         except ValidationError as error:
             raise ConfigError(explain(cls, values, error, elsewhere), where=where) from None
+        refuse_overlaps(found, where=where)
+        return found
 
     @model_validator(mode="after")
     def _within_bounds(self) -> Self:

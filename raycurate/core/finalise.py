@@ -30,8 +30,9 @@ from raycurate.core.repeated_ids import (
     rename_repeated,
     repeated_keys,
 )
-from raycurate.core.staging import REJECT_REASON, ROW_KEY
+from raycurate.core.staging import REJECT_REASON, ROW_KEY, require_known
 
+_SCANNED_AT_ONCE = 200
 TARGET_BYTES = 256 * 1024 * 1024
 REJECT_COLUMNS = ["id", "source", REJECT_REASON, "reject_detail"]
 RENAMED_COLUMNS = ["id", RENAMED_TO, "source", ROW_KEY]
@@ -92,25 +93,42 @@ class Layout:
     left_out: str | None = None
 
 
+def staged_entries(staging: str) -> list[storage.FileEntry]:
+    return [entry for entry in storage.list_files(staging) if entry.path.endswith(".parquet")]
+
+
+def scan_all(staging: str, entries: list[storage.FileEntry], *, known: int) -> list[StagedFile]:
+    """The staged files in the order of their rows.
+
+    Raises:
+        RaycurateError: they hold another number of rows than are `known` to the run.
+    """
+    import ray
+
+    scan = remote_task(scan_staging, name="ScanStaging", num_cpus=0)
+    batches = [entries[i : i + _SCANNED_AT_ONCE] for i in range(0, len(entries), _SCANNED_AT_ONCE)]
+    staged = [file for part in ray.get([scan.remote(batch) for batch in batches]) for file in part]
+    require_known(staging, sum(file.rows for file in staged), known)
+    return sorted(staged, key=lambda file: (file.first_key, file.path))
+
+
 def finalise(
-    staging: str, output: str, layout: Layout, *, progress: Callable[[int, int], None] | None = None
+    staging: str, output: str, layout: Layout, *, known: int, progress: Callable[[int, int], None] | None = None
 ) -> Finalised:
     """Rewrite the staged rows of `staging` as the finished files of `output` (its manifest is the caller's).
 
     A key that two attempts committed is kept once.
 
+    Args:
+        known: how many rows the run has resumed and written.
+
     Raises:
+        RaycurateError: the staging holds another number of rows.
         InputError: rows share an id and `layout.repeated_ids` is "error".
     """
     import ray
 
-    scan = remote_task(scan_staging, name="ScanStaging", num_cpus=0)
-    paths = [entry for entry in storage.list_files(staging) if entry.path.endswith(".parquet")]
-    batches = [paths[i : i + 500] for i in range(0, len(paths), 500)]
-    staged = sorted(
-        (f for part in ray.get([scan.remote(batch) for batch in batches]) for f in part),
-        key=lambda f: (f.first_key, f.path),
-    )
+    staged = scan_all(staging, staged_entries(staging), known=known)
     groups = list(_groups(staged))
     repeated = keys_to_rename(staged, layout.unique_id, layout.repeated_ids)
     rewrite = remote_task(_rewrite, name="Finalise", num_cpus=0.5)

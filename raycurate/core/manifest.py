@@ -12,7 +12,8 @@ out when they read a folder of Parquet files. Outputs that were written before h
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -20,8 +21,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from raycurate.core import storage
+from raycurate.core.checksums import checksums
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError, OutputExistsError, RaycurateError
+from raycurate.core.lock import LOCK, is_locked, output_lock, require_held
 from raycurate.core.observe import get_logger
 from raycurate.core.redaction import redact
 from raycurate.core.storage import FileEntry
@@ -32,18 +35,27 @@ REJECTS = "_rejects"
 RENAMED = "_renamed"
 STAGING = "_staging"
 OLD_MANIFEST, OLD_CONTRACT, OLD_REJECTS = "manifest.json", "contract.json", "rejects"
-OWN_FILES = frozenset({MANIFEST, CONTRACT, OLD_MANIFEST, OLD_CONTRACT})
+OWN_FILES = frozenset({MANIFEST, CONTRACT, LOCK, OLD_MANIFEST, OLD_CONTRACT})
 OWN_FOLDERS = frozenset({REJECTS, OLD_REJECTS, RENAMED, STAGING})
 FORMAT_VERSION = 1
 log = get_logger(__name__)
 
 
 class OutputFile(BaseModel):
-    """One file of an output: its path relative to the folder, its size in bytes, its rows."""
+    """One file of an output: its path relative to the folder, its size in bytes, its rows, its checksum.
+
+    A manifest is a file that anybody may have written, so its paths are not trusted: they stay inside the folder.
+    """
 
     path: str
     size: int
     rows: int | None = None
+    checksum: str | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        return storage.require_inside(value)
 
 
 class StageKey(BaseModel):
@@ -115,6 +127,11 @@ def package_versions(*names: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def staging_folder(output: str, name: str) -> str:
+    """Where the work of the run called `name` waits until the output is made whole."""
+    return storage.join(output, STAGING, name)
 
 
 def is_data(path: str) -> bool:
@@ -216,9 +233,33 @@ def already_done(folder: str, key: StageKey, *, overwrite: bool = False) -> Mani
     """`is_done` for a stage about to run: it says so, and drops what a run killed while it committed has left."""
     manifest = is_done(folder, key, overwrite=overwrite)
     if manifest is not None:
-        storage.delete(storage.join(folder, STAGING))
+        if not is_locked(folder):
+            storage.delete(storage.join(folder, STAGING))
         log.info("%s: %s is done, nothing to do", key.stage, folder)
     return manifest
+
+
+@contextmanager
+def one_writer(
+    folder: str, key: StageKey, *, overwrite: bool = False, again: bool = False
+) -> Iterator[Manifest | None]:
+    """What a stage does around its work: the manifest when the output is done; else None, and the output is locked.
+
+    Args:
+        again: the work is to be done although its result is there.
+
+    Raises:
+        OutputExistsError: something else is there and `overwrite` was not given.
+        OutputLockedError: another run writes there.
+    """
+    look = is_done if again else already_done
+    done = look(folder, key, overwrite=overwrite)
+    if done is not None and not again:
+        yield done
+        return
+    with output_lock(folder, key.stage):
+        done = look(folder, key, overwrite=overwrite)  # another run may just have ended
+        yield None if again else done
 
 
 def _refuse_foreign(folder: str) -> None:
@@ -230,7 +271,8 @@ def _refuse_foreign(folder: str) -> None:
     root = storage.normalise(folder)
     if storage.exists(storage.join(folder, STAGING)):
         return
-    others = [e.path for e in storage.list_files(folder) if not e.path.startswith(storage.join(root, STAGING))]
+    ours = (storage.join(root, STAGING) + "/", storage.join(root, LOCK))
+    others = [e.path for e in storage.list_files(folder) if not e.path.startswith(ours)]
     if others:
         raise OutputExistsError(
             f"the folder holds {len(others)} files that no manifest speaks of, first {others[0]}",
@@ -262,13 +304,59 @@ def state_of(folder: str, make_key: Callable[[], StageKey], describe: Callable[[
 def commit(folder: str, manifest: Manifest) -> None:
     """Make the output whole; only then drop the staging files and, with overwrite, the files that it replaces."""
     old = read_manifest(folder)
+    manifest.files = _with_checksums(folder, manifest.files)
+    require_held(folder)
     write_manifest(folder, manifest)
     _drop_old_names(folder)
     listed = {f.path for f in manifest.files}
-    for replaced in old.files if old else []:
-        if replaced.path not in listed:
-            storage.delete(storage.join(folder, replaced.path))
+    delete_listed(folder, [replaced for replaced in old.files if replaced.path not in listed] if old else [])
     storage.delete(storage.join(folder, STAGING))
+
+
+def _with_checksums(folder: str, files: list[OutputFile]) -> list[OutputFile]:
+    without = [file for file in files if file.checksum is None]
+    made = checksums([(storage.join(folder, file.path), file.size) for file in without])
+    found = dict(zip((file.path for file in without), made, strict=True))
+    return [file.model_copy(update={"checksum": file.checksum or found[file.path]}) for file in files]
+
+
+def delete_listed(folder: str, files: Iterable[OutputFile]) -> None:
+    """Delete files of an output that its manifest lists: those that are still what it says, and no others."""
+    left = []
+    for file in files:
+        path = storage.join(folder, file.path)
+        size = storage.file_size(path)
+        if size == file.size and storage.lies_inside(path, folder):
+            storage.delete(path)
+        elif size is not None:
+            left.append(file.path)
+    if left:
+        log.warning(
+            "%s: %d files of the old output were changed by somebody and are left there, first %s",
+            folder,
+            len(left),
+            left[0],
+        )
+
+
+def verify(folder: str) -> Manifest:
+    """The manifest of an output all of whose bytes are as they were written.
+
+    Raises:
+        InputError: no manifest, files missing, or files with other bytes.
+    """
+    manifest = require_whole(folder)
+    known = [file for file in manifest.files if file.checksum is not None]
+    made = checksums([(storage.join(folder, file.path), file.size) for file in known])
+    damaged = [file.path for file, now in zip(known, made, strict=True) if now != file.checksum]
+    if damaged:
+        raise InputError(
+            f"{len(damaged)} of the {len(manifest.files)} files its manifest lists have other bytes than were written, "
+            f"first {damaged[0]}",
+            where=folder,
+            fix="Restore them, or run the stage again into another folder",
+        )
+    return manifest
 
 
 def _drop_old_names(folder: str) -> None:

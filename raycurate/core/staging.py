@@ -13,6 +13,7 @@ which two CPUs cannot hold beside an encoder, and writes the keys a second time.
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -27,13 +28,13 @@ from ray.data.datasource import Datasink, WriteResult
 
 from raycurate.core import storage
 from raycurate.core.errors import RaycurateError
-from raycurate.core.manifest import STAGING
 
 if TYPE_CHECKING:
     import ray
     from ray.data._internal.execution.interfaces import TaskContext
 
 ROW_KEY = "_row_key"
+COMPLETE = "complete.json"
 MADE_AT = "_made_at"  # when a block was made (seconds since the epoch); not staged
 REJECT_REASON = "reject_reason"
 _SORTED_GROUP_ROWS = 4096
@@ -41,11 +42,6 @@ _SORTED_GROUP_ROWS = 4096
 
 class TooManyRejectsError(RaycurateError):
     """More rows were rejected than `max_rejects` allows."""
-
-
-def staging_folder(output: str, name: str) -> str:
-    """Where the rows of the run called `name` wait until the output is made whole."""
-    return storage.join(output, STAGING, name)
 
 
 class Written(NamedTuple):
@@ -100,6 +96,11 @@ class StagingSink(Datasink[Written]):
 
     def get_name(self) -> str:
         return self.name
+
+    @property
+    def rows(self) -> int:
+        """How many rows this attempt wrote, as its tasks say."""
+        return sum(w.rows for w in self.written)
 
     def on_write_complete(self, write_result: WriteResult[Written]) -> None:
         self.written = [w for w in write_result.write_returns if w.rows]
@@ -180,6 +181,32 @@ def committed(folder: str) -> tuple[np.ndarray, int]:
     with ThreadPoolExecutor(16) as pool:
         parts = list(pool.map(read, paths))
     return np.sort(np.concatenate([keys for keys, _ in parts])), sum(rejects for _, rejects in parts)
+
+
+def mark_complete(folder: str, rows: int) -> None:
+    """Note that no row is missing in a staging folder, so that a run killed after this goes on with finalise."""
+    storage.write_text(storage.join(folder, COMPLETE), json.dumps({"rows": rows}) + "\n")
+
+
+def is_complete(folder: str, rows: int) -> bool:
+    """Whether the `rows` rows that a staging folder holds are all that there will be."""
+    path = storage.join(folder, COMPLETE)
+    return storage.exists(path) and json.loads(storage.read_text(path)) == {"rows": rows}
+
+
+def require_known(folder: str, found: int, known: int) -> None:
+    """Refuse to make an output of rows that this run did not resume or write, or without some of those.
+
+    Raises:
+        RaycurateError: another run has written to the folder or deleted from it.
+    """
+    if found != known:
+        raise RaycurateError(
+            f"the staging files hold {found:,} rows, and this run knows of {known:,} that it resumed or wrote: another "
+            "run has worked here, or somebody deleted files",
+            where=folder,
+            fix="Nothing was committed; give the same command again, and it goes on from what is staged",
+        )
 
 
 def committed_ref(folder: str) -> tuple[Any, int, int]:

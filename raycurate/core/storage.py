@@ -12,9 +12,12 @@ import errno
 import os
 import posixpath
 import re
+import shutil
+import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from pyarrow import fs as pafs
 
 from raycurate.core.errors import ConfigError, InputError, MissingDependencyError, RaycurateError, nearest
 
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NAMES_SHOWN = 10  # of a folder, in an error
 
@@ -209,7 +212,7 @@ def list_files(path: str, *, recursive: bool = True) -> list[FileEntry]:
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"it cannot be listed ({error})", where=path) from error
     try:
-        files = [i for i in infos if i.type == pafs.FileType.File and _TEMPORARY not in i.base_name]
+        files = [i for i in infos if i.type == pafs.FileType.File and TEMPORARY not in i.base_name]
     except UnicodeDecodeError as error:
         fix = "Rename it (convmv does so for whole folders)"
         raise InputError(f"it holds a file whose name is not UTF-8 ({error.object!r})", where=path, fix=fix) from None
@@ -260,6 +263,48 @@ def _glob_expression(pattern: str) -> str:
     return "".join(parts)
 
 
+def require_inside(path: str) -> str:
+    """`path` when it is a plain relative one: no root, no `..`, no scheme, nothing empty.
+
+    Raises:
+        ValueError: it could lead out of the folder that it is relative to.
+    """
+    parts = path.split("/")
+    if not path or "://" in path or "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"'{path}' is no plain path inside a folder")
+    return path
+
+
+def lies_inside(path: str, folder: str) -> bool:
+    """Whether a file's own folder, links followed, is `folder` or inside it."""
+    if is_remote(path):
+        return path.startswith(folder.rstrip("/") + "/")
+    place, root = os.path.realpath(os.path.dirname(normalise(path))), os.path.realpath(normalise(folder))
+    return place == root or place.startswith(root.rstrip("/") + "/")
+
+
+def file_size(path: str) -> int | None:
+    """Bytes of a file; None when there is none, or it is a folder."""
+    found, inner = filesystem(path)
+    info = found.get_file_info(inner)
+    return info.size if info.type == pafs.FileType.File else None
+
+
+def private_folder(secret: str) -> Path:
+    """A folder of this user alone under TMPDIR; processes of one machine that know the secret share it.
+
+    Raises:
+        RaycurateError: something that is not this user's own is there under its name.
+    """
+    place = Path(tempfile.gettempdir(), f"raycurate-{secret}")
+    with suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise RaycurateError("it is not a folder of this user alone", where=str(place), fix="Delete it, or set TMPDIR")
+    return place
+
+
 def make_dir(path: str) -> None:
     found, inner = filesystem(path)
     if is_remote(path):
@@ -288,6 +333,25 @@ def delete(path: str) -> None:
         found.delete_dir(inner)
     elif kind == pafs.FileType.File:
         found.delete_file(inner)
+
+
+def copy_folder(uri: str, target: Path) -> None:
+    """Copy the files under `uri` to a local folder; a store's keys are not trusted to lie inside it.
+
+    Raises:
+        InputError: nothing is there, or a key that leads elsewhere.
+    """
+    root = uri.rstrip("/") + "/"
+    for entry in list_files(uri):
+        try:
+            relative = require_inside(entry.path.removeprefix(root) if entry.path.startswith(root) else "")
+        except ValueError:
+            raise InputError(f"its listing names '{entry.path}', which is not inside it", where=uri) from None
+        place = target / relative
+        place.parent.mkdir(parents=True, exist_ok=True)
+        source, inner = filesystem(entry.path)
+        with source.open_input_stream(inner, compression=None) as stream, place.open("wb") as out:
+            shutil.copyfileobj(stream, out, 16 * 2**20)
 
 
 def read_bytes(path: str) -> bytes:
@@ -332,7 +396,7 @@ def open_output(path: str) -> Iterator[pa.NativeFile]:
             ) from error
         return
     _make_local(parent, path)
-    temporary = f"{parent}/{_TEMPORARY}{uuid.uuid4().hex}-{posixpath.basename(inner)}"
+    temporary = f"{parent}/{TEMPORARY}{uuid.uuid4().hex}-{posixpath.basename(inner)}"
     try:
         with found.open_output_stream(temporary, compression=None) as stream:
             yield stream

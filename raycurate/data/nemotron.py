@@ -38,8 +38,8 @@ from raycurate.core.manifest import (
     OutputFile,
     StageKey,
     commit,
-    is_done,
     listing_fingerprint,
+    one_writer,
     package_versions,
 )
 from raycurate.core.observe import get_logger
@@ -169,19 +169,21 @@ def _prepare(name: str, folder: str, output: str, cache_dir: str | None, *, over
         options={"subset": name},
     )
     path = storage.join(output, f"{name}.json")
-    manifest = is_done(output, key, overwrite=overwrite)
-    skipped = manifest is not None
-    if manifest is None:
-        storage.make_dir(storage.join(output, STAGING))  # so that what a cut-off run leaves is known as its own
-        sources = storage.join(cache_dir, "datasets") if cache_dir else None
-        texts = open_source(folder, sources) if metadata.get("ids_only") else None
-        writer = _Writer(folder, output, metadata, texts)
-        written = [*writer.corpus(), *writer.questions(path), *writer.rejects()]
-        read_training_data(path, cache_dir=cache_dir)  # whatever is wrong is found now, not when training starts
-        versions = package_versions("raycurate", "datasets")
-        counts, rejects = dict(writer.counts), dict(writer.left_out)
-        manifest = Manifest(key=key, inputs=[folder], files=written, counts=counts, rejects=rejects, versions=versions)
-        commit(output, manifest)
+    with one_writer(output, key, overwrite=overwrite) as done:
+        manifest, skipped = done, done is not None
+        if manifest is None:
+            storage.make_dir(storage.join(output, STAGING))  # so that what a cut-off run leaves is known as its own
+            sources = storage.join(cache_dir, "datasets") if cache_dir else None
+            texts = open_source(folder, sources) if metadata.get("ids_only") else None
+            writer = _Writer(folder, output, metadata, texts)
+            written = [*writer.corpus(), *writer.questions(path), *writer.rejects()]
+            read_training_data(path, cache_dir=cache_dir)  # whatever is wrong is found now, not when training starts
+            versions = package_versions("raycurate", "datasets")
+            counts, rejects = dict(writer.counts), dict(writer.left_out)
+            manifest = Manifest(
+                key=key, inputs=[folder], files=written, counts=counts, rejects=rejects, versions=versions
+            )
+            commit(output, manifest)
     restored = bool(metadata.get("ids_only"))
     counts = manifest.counts
     return Subset(name, path, counts["questions"], counts["documents"], restored, manifest.rejects, skipped)

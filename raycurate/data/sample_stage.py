@@ -11,11 +11,12 @@ from raycurate.core.manifest import (
     Manifest,
     OutputFile,
     StageKey,
-    already_done,
+    commit,
     is_done,
+    one_writer,
     package_versions,
     read_manifest,
-    write_manifest,
+    staging_folder,
 )
 
 ALGORITHM_VERSION = 1
@@ -65,12 +66,15 @@ def _key(config: SampleCorpusConfig) -> StageKey:
 
 def run(config: SampleCorpusConfig) -> SampleResult:
     """Write the sample corpus; see data/sample_corpus.py for what is in it."""
+    key = _key(config)
+    with one_writer(config.output, key, overwrite=config.overwrite) as done:
+        return SampleResult(config.output, done, skipped=True) if done is not None else _build(config, key)
+
+
+def _build(config: SampleCorpusConfig, key: StageKey) -> SampleResult:
     from raycurate.data.sample_corpus import build_sample_corpus
 
-    key = _key(config)
-    done = already_done(config.output, key, overwrite=config.overwrite)
-    if done is not None:
-        return SampleResult(config.output, done, skipped=True)
+    storage.make_dir(staging_folder(config.output, f"sample-{key.fingerprint()}"))
     corpus = build_sample_corpus(config.output, config.packages or None, config.max_documents)
     [entry] = storage.list_files(corpus.path)
     manifest = Manifest(
@@ -80,7 +84,7 @@ def run(config: SampleCorpusConfig) -> SampleResult:
         settings={"fingerprint": corpus.fingerprint},
         versions=package_versions("raycurate", *(config.packages or [])),
     )
-    write_manifest(config.output, manifest)
+    commit(config.output, manifest)
     return SampleResult(config.output, manifest, skipped=False)
 
 

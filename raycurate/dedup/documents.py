@@ -119,7 +119,8 @@ def write_documents(
     schema = _schema(staging)
     if schema is None:
         raise RaycurateError("every document was removed", where=output)
-    return finalise(staging, output, Layout(name=name, columns=schema.names, sums=[], schema=schema, left_out=REMOVED))
+    layout = Layout(name=name, columns=schema.names, sums=[], schema=schema, left_out=REMOVED)
+    return finalise(staging, output, layout, known=rows + sink.rows)
 
 
 def _check_removed(staging: str, removal: Removal, *, where: str) -> None:

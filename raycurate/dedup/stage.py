@@ -15,7 +15,7 @@ import numpy as np
 
 from raycurate.core import storage
 from raycurate.core.capacity import OperatorDemand, asked_gpus
-from raycurate.core.cluster import capacity, check_plan, remote_task, require_ray
+from raycurate.core.cluster import capacity, check_plan, ensure_ray, remote_task, require_ray
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError
 from raycurate.core.finalise import Finalised
@@ -24,16 +24,17 @@ from raycurate.core.manifest import (
     Manifest,
     OutputFile,
     StageKey,
-    already_done,
     commit,
+    delete_listed,
     delete_manifest,
     missing_files,
+    one_writer,
     package_versions,
     read_manifest,
+    staging_folder,
     state_of,
 )
 from raycurate.core.observe import Clock, get_logger
-from raycurate.core.staging import staging_folder
 from raycurate.data.documents import LONGEST_TEXT, DocumentsOptions, Listing, list_documents
 from raycurate.dedup import recall as recalling
 from raycurate.dedup.clusters import (
@@ -164,6 +165,10 @@ def plan_run(config: DedupConfig) -> tuple[Inputs, Resources, str]:
         RaycurateError: input, options or cluster cannot be used.
     """
     inputs = open_inputs(config)
+    return inputs, *_planned(config, inputs)
+
+
+def _planned(config: DedupConfig, inputs: Inputs) -> tuple[Resources, str]:
     room = capacity()
     asked = asked_gpus(room, config.device, {"actors.num_gpus": config.actors.num_gpus}, where="dedup")
     automatic = config.device == "cuda" or (config.device == "auto" and room.largest.gpu > 0)
@@ -192,7 +197,7 @@ def plan_run(config: DedupConfig) -> tuple[Inputs, Resources, str]:
     )
     if report.waits_for_nodes:
         log.info("dedup: %s", report.waits_for_nodes)
-    return inputs, resources, "cuda" if gpu else "cpu"
+    return resources, "cuda" if gpu else "cpu"
 
 
 def describe_plan(config: DedupConfig) -> str:
@@ -237,11 +242,15 @@ def run(config: DedupConfig) -> DedupResult:
     Raises:
         RaycurateError: the input, an option or the cluster cannot be used.
     """
-    inputs, resources, device = plan_run(config)
+    inputs = open_inputs(config)
     key = stage_key(config, inputs)
-    done = already_done(config.output, key, overwrite=config.overwrite)
-    if done is not None:
-        return DedupResult(config.output, done, skipped=True)
+    with one_writer(config.output, key, overwrite=config.overwrite) as done:
+        return DedupResult(config.output, done, skipped=True) if done is not None else _dedup(config, inputs, key)
+
+
+def _dedup(config: DedupConfig, inputs: Inputs, key: StageKey) -> DedupResult:
+    ensure_ray("dedup")
+    resources, device = _planned(config, inputs)
     clock = Clock()
     refuse_repeated_ids(inputs.clusters, config.id_field)
     precision = first_pass(resources, device)
@@ -314,8 +323,7 @@ def _pairs(config: DedupConfig, inputs: Inputs, resources: Resources, device: st
             return kept
         # The names of these files are fixed: from here on the old output is no longer whole.
         delete_manifest(config.output)
-        for file in before.files:
-            storage.delete(storage.join(config.output, file.path))
+        delete_listed(config.output, before.files)
     staging = staging_folder(config.output, f"pairs-{key}")
     reader = _reader(config, inputs)
     options = PairOptions(config.which_to_keep, config.random_state, config.score_floor, device, config.tile_rows)

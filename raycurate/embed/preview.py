@@ -24,8 +24,9 @@ def nearest_documents(config: EmbedConfig) -> str:
         return ""
     import ray
 
-    from raycurate.core.cluster import remote_task
+    from raycurate.core.cluster import ensure_ray, remote_task
 
+    ensure_ray("show_neighbours")
     task = remote_task(_search, name="Neighbours", num_cpus=0.5)
     found = ray.get(task.remote(config, list(config.show_neighbours)))
     lines = []

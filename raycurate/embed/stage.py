@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raycurate.core import storage
+from raycurate.core.cluster import ensure_ray
 from raycurate.core.errors import InputError
 from raycurate.core.finalise import Finalised, Layout, finalise
 from raycurate.core.manifest import (
@@ -20,9 +21,10 @@ from raycurate.core.manifest import (
     REJECTS,
     Manifest,
     StageKey,
-    already_done,
     commit,
+    one_writer,
     package_versions,
+    staging_folder,
     state_of,
 )
 from raycurate.core.observe import get_logger
@@ -31,7 +33,8 @@ from raycurate.core.staging import (
     StagingSink,
     TooManyRejectsError,
     committed_ref,
-    staging_folder,
+    is_complete,
+    mark_complete,
     steady_rows_per_second,
 )
 from raycurate.embed import operators
@@ -65,7 +68,7 @@ class EmbedResult:
         parts = ", ".join(f"{name} {timings.get(name, 0.0):.1f}" for name in ("read", "tokenise", "encode", "write"))
         rows = counts["documents"] + rejected
         share = (rows - counts["resumed_rows"]) / rows  # what this attempt did; the rest was staged before it
-        stream = timings["stream"]
+        stream = max(timings["stream"], 0.001)  # 0 where all rows had been staged
         renamed, over_long = counts.get("renamed", 0), counts.get("over_long", 0)
         lines = [
             f"documents {counts['documents']:,}  tokens {counts['tokens']:,}  truncated {counts['truncated']:,}",
@@ -113,14 +116,25 @@ def plan_run(config: EmbedConfig) -> tuple[Listing, EmbedPlan, StageKey]:
     Raises:
         RaycurateError: input, model, options or cluster cannot be used.
     """
-    from raycurate.core.cluster import capacity
+    listing, contract, key = _opened(config)
+    return listing, _planned(config, listing, contract), key
+
+
+def _opened(config: EmbedConfig) -> tuple[Listing, EmbeddingContract, StageKey]:
     from raycurate.data.documents import list_documents
     from raycurate.data.documents import make_plan as make_read_plan
-    from raycurate.embed.model import read_contract, weights_bytes
+    from raycurate.embed.model import read_contract
 
     listing = list_documents(config)
     make_read_plan(config, config.metadata_fields, listing)  # for what it refuses
     contract = read_contract(config)
+    return listing, contract, stage_key(config, listing, contract)
+
+
+def _planned(config: EmbedConfig, listing: Listing, contract: EmbeddingContract) -> EmbedPlan:
+    from raycurate.core.cluster import capacity
+    from raycurate.embed.model import weights_bytes
+
     room = capacity()
     plan = make_plan(config, contract, room, weights_bytes(config))
     report = plan.check(room)
@@ -130,7 +144,7 @@ def plan_run(config: EmbedConfig) -> tuple[Listing, EmbedPlan, StageKey]:
         log.info("embed: left alone, of other kinds: %s (file_extensions names what is read)", left)
     if report.waits_for_nodes:
         log.info("embed: %s", report.waits_for_nodes)
-    return listing, plan, stage_key(config, listing, contract)
+    return plan
 
 
 def run(config: EmbedConfig) -> EmbedResult:
@@ -139,17 +153,21 @@ def run(config: EmbedConfig) -> EmbedResult:
     Raises:
         RaycurateError: the input, the model, an option or the cluster cannot be used; too many rejects.
     """
-    listing, plan, key = plan_run(config)
-    done = already_done(config.output, key, overwrite=config.overwrite)
-    if done is not None:
-        return EmbedResult(config.output, done, skipped=True, neighbours=nearest_documents(config))
-    started = time.perf_counter()
-    plan = settle_dtype(plan)
+    listing, contract, key = _opened(config)
+    with one_writer(config.output, key, overwrite=config.overwrite) as done:
+        if done is None:
+            return _embed(config, listing, contract, key)
+    return EmbedResult(config.output, done, skipped=True, neighbours=nearest_documents(config))
+
+
+def _embed(config: EmbedConfig, listing: Listing, contract: EmbeddingContract, key: StageKey) -> EmbedResult:
+    ensure_ray("embed")
+    plan = settle_dtype(_planned(config, listing, contract))
     staging = staging_folder(config.output, staging_name(key, plan))
-    fetch_on_every_node(plan)
+    started = time.perf_counter()
     attempt = _stream(plan, listing, staging)
     streamed = time.perf_counter()
-    finished = finalise(staging, config.output, _layout(config, key))
+    finished = finalise(staging, config.output, _layout(config, key), known=attempt.rows)
     if not finished.rows:
         _nothing_embedded(config, finished)
     attempt.finalise_seconds = time.perf_counter() - streamed
@@ -165,6 +183,7 @@ def run(config: EmbedConfig) -> EmbedResult:
 class _Attempt:
     """What this attempt did and took; earlier attempts' rows are in the staging files."""
 
+    rows: int = 0
     resumed_rows: int = 0
     stream_seconds: float = 0.0
     write_seconds: float = 0.0
@@ -222,6 +241,10 @@ def _stream(plan: EmbedPlan, listing: Listing, staging: str) -> _Attempt:
     if config.max_rejects is not None:
         counter = ray.remote(RejectCounter).options(num_cpus=0).remote(config.max_rejects, rejects)
         ray.get(counter.add.remote(0))
+    if is_complete(staging, rows):
+        log.info("embed: every row is staged; what is left is to write the output")
+        return _Attempt(rows, rows)
+    fetch_on_every_node(plan)
     options = config.model_copy(update={"block_bytes": plan.block_bytes})
     dataset = read_documents(
         options,
@@ -236,8 +259,13 @@ def _stream(plan: EmbedPlan, listing: Listing, staging: str) -> _Attempt:
     started = time.perf_counter()
     write_staged(dataset, sink, label="embed", num_cpus=plan.task_cpus, total=lambda: count_documents(listing))
     seconds = sum(w.ended - w.started for w in sink.written)
+    mark_complete(staging, rows + sink.rows)
     return _Attempt(
-        rows, time.perf_counter() - started, seconds, steady_rows_per_second(sink.written, parallel=plan.max_actors)
+        rows + sink.rows,
+        rows,
+        time.perf_counter() - started,
+        seconds,
+        steady_rows_per_second(sink.written, parallel=plan.max_actors),
     )
 
 

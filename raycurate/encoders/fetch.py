@@ -115,14 +115,7 @@ def _from_storage(uri: str, cache_dir: str | None) -> str:
         return str(folder)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     try:
-        for entry in entries:
-            if not entry.path.startswith(uri.rstrip("/") + "/"):
-                raise InputError(f"its listing names '{entry.path}', which is not inside it", where=uri)
-            target = temporary / entry.path[len(uri.rstrip("/")) + 1 :]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source, inner = storage.filesystem(entry.path)
-            with source.open_input_stream(inner, compression=None) as stream, target.open("wb") as out:
-                shutil.copyfileobj(stream, out, 16 * 2**20)
+        storage.copy_folder(uri, temporary)
         try:
             temporary.rename(folder)
         except OSError:

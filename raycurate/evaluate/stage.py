@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from raycurate.core import storage
-from raycurate.core.cluster import require_ray
+from raycurate.core.cluster import ensure_ray, require_ray
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import RaycurateError
 from raycurate.core.manifest import (
@@ -21,13 +21,13 @@ from raycurate.core.manifest import (
     OutputFile,
     StageKey,
     commit,
-    is_done,
     listing_fingerprint,
+    one_writer,
     package_versions,
+    staging_folder,
     state_of,
 )
 from raycurate.core.observe import Clock, get_logger
-from raycurate.core.staging import staging_folder
 from raycurate.data.beir import BeirData, read_beir, require_judgements
 from raycurate.encoders.declared import of_the_model
 from raycurate.evaluate.collections import locate, name_of
@@ -99,13 +99,21 @@ def run(config: EvalConfig) -> EvalResult:
         DriftError: see `evaluate`.
         RaycurateError: the test set, a model or an option cannot be used.
     """
-    clock = Clock()
     folder = locate(config.input, cache_dir=config.cache_dir)
     systems, missing = found_systems(config)
     key = _key(config, folder, systems, missing)
-    done = is_done(config.output, key, overwrite=config.overwrite)
-    if done is not None and not any(system.served for system in systems):
-        return _checked(EvalResult(config.output, done, skipped=True), config)
+    served = any(system.served for system in systems)
+    with one_writer(config.output, key, overwrite=config.overwrite, again=served) as done:
+        if done is None:
+            return _evaluate(config, folder, key, systems, missing)
+    return _checked(EvalResult(config.output, done, skipped=True), config)
+
+
+def _evaluate(
+    config: EvalConfig, folder: str, key: StageKey, systems: list[System], missing: dict[str, str]
+) -> EvalResult:
+    ensure_ray("eval")
+    clock = Clock()
     staged = staging_folder(config.output, f"eval-{key.fingerprint()}")
     storage.make_dir(staged)
     data = require_judgements(read_beir(folder, config.split), folder, config.split)

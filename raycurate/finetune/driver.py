@@ -7,10 +7,11 @@ beside the training; errors that the user has to put right end the run at once i
 
 from __future__ import annotations
 
+import secrets
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,8 @@ class Job:
     """What a worker is told.
 
     run: the training's name. train, val: folders of the prepared data, on this machine or made again on another.
-    steps: of the training in all. questions: of the training data.
+    steps: of the training in all. questions: of the training data. secret: names the folder of a machine that its
+    workers share.
     """
 
     config: FinetuneConfig
@@ -81,6 +83,7 @@ class Job:
     layout: Layout
     versions: dict[str, str]
     questions: int = 0
+    secret: str = field(default_factory=lambda: secrets.token_hex(16))
 
     @property
     def store(self) -> CheckpointStore:

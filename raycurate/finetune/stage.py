@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raycurate.core import storage
-from raycurate.core.cluster import capacity, check_plan, environment_versions, require_ray
+from raycurate.core.cluster import capacity, check_plan, ensure_ray, environment_versions, require_ray
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError, InputError, OutputExistsError
+from raycurate.core.lock import LOCK
 from raycurate.core.manifest import (
     REJECTS,
     STAGING,
     Manifest,
     OutputFile,
     StageKey,
-    already_done,
     commit,
     delete_manifest,
     listing_fingerprint,
+    one_writer,
     package_versions,
     read_manifest,
     state_of,
@@ -226,12 +227,15 @@ def run(config: FinetuneConfig) -> FinetuneResult:
     Raises:
         RaycurateError: the data, the model, an option, the storage or the cluster cannot be used.
     """
+    key = stage_key(config)
+    with one_writer(config.output, key, overwrite=config.overwrite) as done:
+        return FinetuneResult(config.output, done, skipped=True) if done is not None else _train(config, key)
+
+
+def _train(config: FinetuneConfig, key: StageKey) -> FinetuneResult:
     from raycurate.finetune.parallelize import refuse_what_cannot_be
 
-    key = stage_key(config)
-    done = already_done(config.output, key, overwrite=config.overwrite)
-    if done is not None:
-        return FinetuneResult(config.output, done, skipped=True)
+    ensure_ray("finetune")
     clock = Clock()
     found = capacity()
     plan = layout(config, found)
@@ -333,7 +337,14 @@ def begin(config: FinetuneConfig, key: StageKey) -> str:
     record = storage.join(config.output, RUN_RECORD)
     store = CheckpointStore(storage.join(config.output, CHECKPOINTS))
     there = json.loads(storage.read_text(record)) if storage.exists(record) else None
-    replaces = read_manifest(config.output) is not None or config.resume == "never"  # is_done has let it
+    finished = read_manifest(config.output) is not None
+    if there is None and not finished and storage.exists(store.folder):
+        raise OutputExistsError(
+            f"the folder holds {CHECKPOINTS}/, which no manifest speaks of",
+            where=config.output,
+            fix=f"Use another output folder, or delete {store.folder}",
+        )
+    replaces = finished or config.resume == "never"  # is_done has let it
     if there is not None and not replaces:
         then = StageKey.model_validate(there["key"])
         if then == key:
@@ -354,9 +365,9 @@ def begin(config: FinetuneConfig, key: StageKey) -> str:
                 where=f"{name}={place}",
                 fix="Use another output folder",
             )
-    delete_manifest(config.output)
     for path in (CHECKPOINTS, LOG_FILE, REJECTS, *_staged(config)):
         storage.delete(storage.join(config.output, path))
+    delete_manifest(config.output)
     # Ray Train goes on by itself with whatever has the same name, so a new training gets a new one.
     made = f"finetune-{key.fingerprint()}" + (f"-{uuid.uuid4().hex[:8]}" if config.resume == "never" else "")
     storage.write_text(record, json.dumps({"run": made, "key": key.model_dump(mode="json")}, indent=2) + "\n")
@@ -381,7 +392,7 @@ def _manifest(job: Job, key: StageKey, best: Checkpoint, clock: Clock) -> Manife
     listed = [
         OutputFile(path=e.path[len(root) + 1 :], size=e.size)
         for e in storage.list_files(root)
-        if not e.path.startswith((storage.join(root, STAGING) + "/", *states))
+        if not e.path.startswith((storage.join(root, STAGING) + "/", storage.join(root, LOCK), *states))
     ]
     return Manifest(
         key=key,

@@ -163,22 +163,21 @@ def _state_to_resume(job: Job) -> Iterator[tuple[str | None, int]]:
     Raises:
         InputError: the checkpoint that `resume` names is none, or has no state.
     """
-    place = resume_place(job.config, job.store)
-    if place is None:
+    found = resume_place(job.config, job.store)
+    if found is None:
         yield None, 0
         return
-    store, checkpoint = place
+    store, checkpoint = found
     folder = store.path(checkpoint.name)
     log.info("finetune: going on from %s", folder)
     if not storage.is_remote(folder):
         yield folder, checkpoint.step
         return
-    copy = local_copy(folder, checkpoint)
+    place = storage.private_folder(job.secret)
     try:
-        yield copy, checkpoint.step
+        yield local_copy(folder, checkpoint, place), checkpoint.step
     finally:  # loading is a collective, so all ranks have read theirs by now
-        shutil.rmtree(copy, ignore_errors=True)
-        Path(f"{copy}.lock").unlink(missing_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def resume_place(config: FinetuneConfig, own: CheckpointStore) -> tuple[CheckpointStore, Checkpoint] | None:
@@ -211,18 +210,18 @@ def named_place(config: FinetuneConfig) -> tuple[CheckpointStore, Checkpoint] | 
     return store, found
 
 
-def local_copy(folder: str, checkpoint: Checkpoint) -> str:
-    """The state of a remote checkpoint in a folder of this machine, copied once for all of its workers."""
-    from pyarrow import fs
+def local_copy(folder: str, checkpoint: Checkpoint, place: Path) -> str:
+    """The state of a remote checkpoint in `place` on this machine, copied once for all of its workers.
 
-    target = Path(tempfile.gettempdir(), f"raycurate-state-{fingerprint([folder, checkpoint.files])}")
+    Raises:
+        InputError: the store names files that do not lie in the checkpoint.
+    """
+    target = place / f"state-{fingerprint([folder, checkpoint.files])}"
     with Path(f"{target}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.is_dir():
-            source, inner = storage.filesystem(storage.join(folder, STATE))
-            with tempfile.TemporaryDirectory(prefix=f"{target.name}-", dir=target.parent) as temporary:
+            with tempfile.TemporaryDirectory(prefix=f"{target.name}-", dir=place) as temporary:
                 made = Path(temporary, "whole")
-                (made / STATE).mkdir(parents=True)
-                fs.copy_files(inner, str(made / STATE), source_filesystem=source)
+                storage.copy_folder(storage.join(folder, STATE), made / STATE)
                 made.rename(target)
     return str(target)

@@ -30,7 +30,8 @@ from raycurate.core.finalise import (
     SeenKeys,
     StagedFile,
     keys_to_rename,
-    scan_staging,
+    scan_all,
+    staged_entries,
     tell_apart,
 )
 from raycurate.core.manifest import REJECTS, RENAMED, OutputFile
@@ -54,23 +55,24 @@ class PartitionLayout:
     repeated_ids: RepeatedIds = "error"
 
 
-def partition(staging: str, output: str, layout: PartitionLayout, k: int) -> Finalised:
+def partition(staging: str, output: str, layout: PartitionLayout, k: int, *, known: int) -> Finalised:
     """Write the clusters and the rejects of what is staged; `sums` has `inertia`.
 
     A key that two attempts committed is kept once.
 
+    Args:
+        known: how many rows the run has resumed and written.
+
     Raises:
+        RaycurateError: the staging holds another number of rows.
         InputError: rows share an id and `layout.repeated_ids` is "error".
     """
     import ray
 
-    paths = [entry for entry in storage.list_files(staging) if entry.path.endswith(".parquet")]
-    batches = [paths[i : i + _SCANNED_AT_ONCE] for i in range(0, len(paths), _SCANNED_AT_ONCE)]
-    scan = remote_task(scan_staging, name="ScanStaging", num_cpus=0)
+    entries = staged_entries(staging)
+    staged = scan_all(staging, entries, known=known)
     count = remote_task(_count, name="CountClusters", num_cpus=0)
-    counted = [count.remote(batch, k) for batch in batches]
-    found = ray.get([scan.remote(batch) for batch in batches])
-    staged = sorted((file for part in found for file in part), key=lambda file: (file.first_key, file.path))
+    counted = [count.remote(entries[i : i + _SCANNED_AT_ONCE], k) for i in range(0, len(entries), _SCANNED_AT_ONCE)]
     repeated = keys_to_rename(staged, layout.id_field, layout.repeated_ids)
     # One more place, in front, for the rejects, whose centroid is -1.
     bytes_K = np.sum(ray.get(counted), axis=0)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from raycurate.core import access, storage
-from raycurate.core.cluster import capacity, data_context, require_ray
+from raycurate.core.cluster import capacity, data_context, ensure_ray, require_ray
 from raycurate.core.contract import SCHEMA_KEY, EmbeddingContract
 from raycurate.core.errors import ConfigError, InputError
 from raycurate.core.finalise import Finalised
@@ -24,14 +24,15 @@ from raycurate.core.manifest import (
     Manifest,
     OutputFile,
     StageKey,
-    already_done,
     commit,
+    one_writer,
     package_versions,
     read_manifest,
+    staging_folder,
     state_of,
 )
 from raycurate.core.observe import Clock, get_logger
-from raycurate.core.staging import RejectCounter, StagingSink, committed_ref, staging_folder
+from raycurate.core.staging import RejectCounter, StagingSink, committed_ref, is_complete, mark_complete
 from raycurate.core.watch import write_staged
 from raycurate.kmeans.assignment import CENTROID, COSINE, L2, Assign, VectorsDatasource
 from raycurate.kmeans.centroids import CENTROIDS, Centres, Given, given, keep, kept
@@ -88,18 +89,27 @@ def plan_run(config: KMeansConfig) -> tuple[Embeddings, KMeansPlan, StageKey]:
     Raises:
         RaycurateError: input, options or cluster cannot be used.
     """
+    inputs, own = _opened(config)
+    return inputs, _planned(config, inputs, own), stage_key(config, inputs, own)
+
+
+def _opened(config: KMeansConfig) -> tuple[Embeddings, Given]:
     _reach(config)
     inputs = open_embeddings(config)
     own = Given.of(config)
     if config.centroids is not None and own.centroids is not None:
         _check_centroids(own.centroids, config.centroids, inputs)
+    return inputs, own
+
+
+def _planned(config: KMeansConfig, inputs: Embeddings, own: Given) -> KMeansPlan:
     plan = make_plan(config, inputs, _clusters(config, inputs, own), own, capacity())
     waits = [report.waits_for_nodes for report in plan.check(capacity()) if report.waits_for_nodes]
     rows = f"{inputs.rows:,} vectors" if inputs.rows is not None else f"{len(inputs.files):,} files"
     log.info("kmeans: %s of dimension %d; %s", rows, inputs.dimension, plan.describe())
     for sentence in waits:
         log.info("kmeans: %s", sentence)
-    return inputs, plan, stage_key(config, inputs, own)
+    return plan
 
 
 def _reach(config: KMeansConfig) -> None:
@@ -194,18 +204,25 @@ def run(config: KMeansConfig) -> KMeansResult:
     Raises:
         RaycurateError: the input, an option or the cluster cannot be used; too many rejects.
     """
-    inputs, plan, key = plan_run(config)
-    done = already_done(config.output, key, overwrite=config.overwrite)
-    if done is not None:
-        return KMeansResult(config.output, done, skipped=True)
+    inputs, own = _opened(config)
+    key = stage_key(config, inputs, own)
+    with one_writer(config.output, key, overwrite=config.overwrite) as done:
+        if done is None:
+            return _cluster(config, inputs, own, key)
+    return KMeansResult(config.output, done, skipped=True)
+
+
+def _cluster(config: KMeansConfig, inputs: Embeddings, own: Given, key: StageKey) -> KMeansResult:
+    ensure_ray("kmeans")
+    plan = _planned(config, inputs, own)
     staging = staging_folder(config.output, _staging_name(key, plan))
     clock = Clock()
     centres = _centres(plan, inputs, staging, key)
     clock.lap("fit")
-    resumed = _assign(plan, inputs, centres, storage.join(staging, "rows"))
+    resumed, rows = _assign(plan, inputs, centres, storage.join(staging, "rows"))
     clock.lap("assign")
     layout = _layout(config, inputs, key)
-    written = partition(storage.join(staging, "rows"), config.output, layout, len(centres.centroids))
+    written = partition(storage.join(staging, "rows"), config.output, layout, len(centres.centroids), known=rows)
     clock.lap("write")
     if not written.rows:
         reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(written.rejects.items()))
@@ -247,8 +264,8 @@ def _centres(plan: KMeansPlan, inputs: Embeddings, staging: str, key: StageKey) 
     return centres
 
 
-def _assign(plan: KMeansPlan, inputs: Embeddings, centres: Centres, staging: str) -> int:
-    """Every row not yet staged goes through the assignment; returns how many an earlier attempt staged."""
+def _assign(plan: KMeansPlan, inputs: Embeddings, centres: Centres, staging: str) -> tuple[int, int]:
+    """Assign every row not yet staged: how many an earlier attempt staged, and how many are there now."""
     import ray
     from ray.data import ActorPoolStrategy
 
@@ -260,6 +277,8 @@ def _assign(plan: KMeansPlan, inputs: Embeddings, centres: Centres, staging: str
     if config.max_rejects is not None:
         counter = ray.remote(RejectCounter).options(num_cpus=0).remote(config.max_rejects, rejects)
         ray.get(counter.add.remote(0))
+    if is_complete(staging, rows):
+        return rows, rows
     source = VectorsDatasource(inputs, config, done_keys if rows else None)
     dataset = ray.data.read_datasource(source, override_num_blocks=source.num_tasks, num_cpus=plan.task_cpus)
     arguments = (ray.put(centres.centroids), config.embedding_field, plan.device)
@@ -273,7 +292,8 @@ def _assign(plan: KMeansPlan, inputs: Embeddings, centres: Centres, staging: str
     data_context(dataset)
     sink = StagingSink(staging, counter, name="Clusters", sorted_by=CENTROID)
     write_staged(dataset, sink, label="assign", unit="row", num_cpus=plan.task_cpus, total=inputs.rows)
-    return rows
+    mark_complete(staging, rows + sink.rows)
+    return rows, rows + sink.rows
 
 
 def _layout(config: KMeansConfig, inputs: Embeddings, key: StageKey) -> PartitionLayout:

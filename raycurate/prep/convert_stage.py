@@ -12,13 +12,14 @@ from raycurate.core.manifest import (
     Manifest,
     OutputFile,
     StageKey,
-    already_done,
     commit,
+    one_writer,
     package_versions,
+    staging_folder,
     state_of,
 )
 from raycurate.core.observe import Clock, get_logger
-from raycurate.core.staging import TooManyRejectsError, staging_folder
+from raycurate.core.staging import TooManyRejectsError
 from raycurate.data.sdg import Reject
 from raycurate.prep.config import ALGORITHM_VERSION, ConvertConfig
 from raycurate.prep.convert import Converted, convert
@@ -72,9 +73,11 @@ def run(config: ConvertConfig) -> ConvertResult:
         RaycurateError: the input or an option cannot be used, or nothing to train on is left.
     """
     key = stage_key(config)
-    done = already_done(config.output, key, overwrite=config.overwrite)
-    if done is not None:
-        return ConvertResult(config.output, done, skipped=True)
+    with one_writer(config.output, key, overwrite=config.overwrite) as done:
+        return ConvertResult(config.output, done, skipped=True) if done is not None else _convert(config, key)
+
+
+def _convert(config: ConvertConfig, key: StageKey) -> ConvertResult:
     clock = Clock()
     storage.make_dir(staging_folder(config.output, f"convert-{key.fingerprint()}"))
     converted, files, rejects = converted_files(config, config.output, key)

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from raycurate.core import storage
-from raycurate.core.cluster import require_ray
+from raycurate.core.cluster import ensure_ray, require_ray
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError
 from raycurate.core.manifest import (
@@ -22,14 +22,14 @@ from raycurate.core.manifest import (
     Manifest,
     OutputFile,
     StageKey,
-    already_done,
     commit,
     listing_fingerprint,
+    one_writer,
     package_versions,
+    staging_folder,
     state_of,
 )
 from raycurate.core.observe import Clock, Progress, get_logger
-from raycurate.core.staging import staging_folder
 from raycurate.data.training import Corpus, TrainingData, read_training_data
 from raycurate.prep.audit import Audit, distribution_lines
 from raycurate.prep.config import MINING_VERSION, MineConfig
@@ -152,9 +152,12 @@ def run(config: MineConfig) -> MineResult:
     """
     data = read_training_data(sources_of(config), seed=config.seed)
     key = stage_key(config, data)
-    done = already_done(config.output, key, overwrite=config.overwrite)
-    if done is not None:
-        return MineResult(config.output, done, skipped=True)
+    with one_writer(config.output, key, overwrite=config.overwrite) as done:
+        return MineResult(config.output, done, skipped=True) if done is not None else _mine(config, data, key)
+
+
+def _mine(config: MineConfig, data: TrainingData, key: StageKey) -> MineResult:
+    ensure_ray("mine")
     clock = Clock()
     staging = staging_folder(config.output, f"mine-{key.fingerprint()}")
     storage.make_dir(staging)

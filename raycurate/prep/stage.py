@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from raycurate.core import storage
-from raycurate.core.cluster import require_ray
+from raycurate.core.cluster import ensure_ray, require_ray
 from raycurate.core.config import fingerprint
 from raycurate.core.manifest import (
     Manifest,
     OutputFile,
     StageKey,
-    already_done,
     commit,
+    one_writer,
     package_versions,
+    staging_folder,
     state_of,
 )
 from raycurate.core.observe import Clock, get_logger
-from raycurate.core.staging import staging_folder
 from raycurate.data.training import read_training_data
 from raycurate.prep.audit import Audit
 from raycurate.prep.config import MINING_VERSION, PrepConfig
@@ -92,9 +92,12 @@ def run(config: PrepConfig) -> PrepResult:
         RaycurateError: the input, the model, an option or the cluster cannot be used.
     """
     key = stage_key(config)
-    done = already_done(config.output, key, overwrite=config.overwrite)
-    if done is not None:
-        return PrepResult(config.output, done, skipped=True)
+    with one_writer(config.output, key, overwrite=config.overwrite) as done:
+        return PrepResult(config.output, done, skipped=True) if done is not None else _prepare(config, key)
+
+
+def _prepare(config: PrepConfig, key: StageKey) -> PrepResult:
+    ensure_ray("prep")
     clock = Clock()
     staging = staging_folder(config.output, f"prep-{key.fingerprint()}")
     storage.make_dir(staging)

@@ -13,13 +13,13 @@ from raycurate.core.errors import InputError
 from raycurate.core.manifest import (
     Manifest,
     StageKey,
-    already_done,
     commit,
+    one_writer,
     package_versions,
     require_whole,
+    staging_folder,
     state_of,
 )
-from raycurate.core.staging import staging_folder
 from raycurate.data.training import write_corpus_id_json
 from raycurate.prep.config import ALGORITHM_VERSION, UnrollConfig
 from raycurate.prep.mine_stage import inputs_fingerprint
@@ -72,9 +72,11 @@ def run(config: UnrollConfig) -> UnrollResult:
         InputError: no such file, one that is no corpus-ID JSON, or unrolled ids that another question has.
     """
     key = stage_key(config)
-    done = already_done(config.output, key, overwrite=config.overwrite)
-    if done is not None:
-        return UnrollResult(config.output, done, skipped=True)
+    with one_writer(config.output, key, overwrite=config.overwrite) as done:
+        return UnrollResult(config.output, done, skipped=True) if done is not None else _unroll(config, key)
+
+
+def _unroll(config: UnrollConfig, key: StageKey) -> UnrollResult:
     storage.make_dir(staging_folder(config.output, f"unroll-{key.fingerprint()}"))
     files, counts = [], Counter[str]()
     for path in _files(config):

@@ -13,9 +13,9 @@ import pytest
 
 from raycurate.core import finalise as module
 from raycurate.core import repeated_ids
-from raycurate.core.errors import InputError
+from raycurate.core.errors import InputError, RaycurateError
 from raycurate.core.finalise import Layout, finalise
-from raycurate.core.staging import committed
+from raycurate.core.staging import committed, is_complete, mark_complete
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -39,6 +39,11 @@ def stage(folder: Path, name: str, keys: list[int], ids: list[str], reasons: lis
     pq.write_table(table, folder / f"{name}.parquet")
 
 
+def rows_of(folder: Path) -> int:
+    """Rows of a staging folder, as a run that has written all of them knows."""
+    return sum(pq.read_metadata(path).num_rows for path in folder.glob("*.parquet"))
+
+
 def rows(output: Path, result: module.Finalised) -> list[str]:
     files = [f.path for f in result.files if f.path.endswith(".parquet")]
     return [i for path in files for i in pq.read_table(output / path)["id"].to_pylist()]
@@ -49,7 +54,7 @@ def test_input_order_counts_and_rejects(tmp_path: Path) -> None:
     stage(staging, "b", [10, 11, 12], ["k", "l", "m"], [None, "empty_text", None])
     stage(staging, "a", [2**63 + 5, 2**63 + 9], ["y", "z"])
     stage(staging, "c", [1, 2], ["a", "b"])
-    result = finalise(str(staging), str(output), LAYOUT)
+    result = finalise(str(staging), str(output), LAYOUT, known=rows_of(staging))
     assert rows(output, result) == ["a", "b", "k", "m", "y", "z"]
     assert (result.rows, result.rejects, result.sums["_num_tokens"]) == (6, {"empty_text": 1}, 7)
     [reject_file] = [f for f in result.files if f.path.startswith("_rejects/")]
@@ -67,7 +72,7 @@ def test_a_row_two_attempts_wrote_is_kept_once(tmp_path: Path) -> None:
     stage(staging, "attempt1", [1, 2, 3], ["a", "b", "c"])
     stage(staging, "attempt2", [2, 3, 4], ["b", "c", "d"])
     stage(staging, "attempt3", [5], ["e"])
-    result = finalise(str(staging), str(output), LAYOUT)
+    result = finalise(str(staging), str(output), LAYOUT, known=rows_of(staging))
     assert sorted(rows(output, result)) == ["a", "b", "c", "d", "e"]
     assert result.rejects == {}
     assert result.sums["_num_tokens"] == 5
@@ -93,7 +98,7 @@ def test_repeated_ids_are_refused_with_their_names(
     monkeypatch.setattr(repeated_ids, "_ROWS_PER_PARTITION", rows_a_partition)
     good = [name for _, name, reason in stage_random(tmp_path / "s") if reason is None]
     with pytest.raises(InputError, match=rf"{len(good) - len(set(good))} rows have the id .*'id-\d+' in s.*rename"):
-        finalise(str(tmp_path / "s"), str(tmp_path / "o"), LAYOUT)
+        finalise(str(tmp_path / "s"), str(tmp_path / "o"), LAYOUT, known=rows_of(tmp_path / "s"))
     assert not (tmp_path / "o").exists()
 
 
@@ -104,7 +109,7 @@ def test_repeated_ids_are_told_apart_and_no_row_is_lost(
     monkeypatch.setattr(repeated_ids, "_ROWS_PER_PARTITION", rows_a_partition)
     staging, output = tmp_path / "s", tmp_path / "o"
     staged = stage_random(staging)
-    result = finalise(str(staging), str(output), replace(LAYOUT, repeated_ids="rename"))
+    result = finalise(str(staging), str(output), replace(LAYOUT, repeated_ids="rename"), known=rows_of(staging))
     good = [(key, name) for key, name, reason in staged if reason is None]
     assert (result.rejects, result.rows) == ({"null_text": 3}, len(good))
     tables = [pq.read_table(output / f.path) for f in result.files if f.path.endswith(".parquet")]
@@ -132,7 +137,12 @@ def test_integers_stay_integers_until_one_is_renamed(tmp_path: Path) -> None:
         reasons = pa.array(["null_text" if i is None else None for i in ids], pa.string())
         table = table.set_column(1, "id", pa.array(ids, pa.int64())).set_column(4, "reject_reason", reasons)
         pq.write_table(table, tmp_path / name / "a.parquet")
-        result = finalise(str(tmp_path / name), str(tmp_path / f"{name}-out"), replace(LAYOUT, repeated_ids="rename"))
+        result = finalise(
+            str(tmp_path / name),
+            str(tmp_path / f"{name}-out"),
+            replace(LAYOUT, repeated_ids="rename"),
+            known=rows_of(tmp_path / name),
+        )
         [path] = [f.path for f in result.files if f.path.endswith(".parquet")]
         return pq.read_table(tmp_path / f"{name}-out" / path)
 
@@ -147,9 +157,25 @@ def test_many_small_files_become_few(tmp_path: Path, monkeypatch: pytest.MonkeyP
     staging, output = tmp_path / "s", tmp_path / "o"
     for part in range(30):
         stage(staging, f"p{part:02d}", list(range(part * 10, part * 10 + 10)), [f"{part}-{i}" for i in range(10)])
-    result = finalise(str(staging), str(output), LAYOUT)
+    result = finalise(str(staging), str(output), LAYOUT, known=rows_of(staging))
     assert 2 <= len(result.files) <= 6
     assert len(set(rows(output, result))) == 300
     keys, rejects = committed(str(staging))
     assert keys.tolist() == list(range(300))
     assert rejects == 0
+
+
+@pytest.mark.parametrize("known", [2, 4])
+def test_rows_that_the_run_does_not_know_of_are_no_output(tmp_path: Path, known: int) -> None:
+    stage(tmp_path / "s", "a", [1, 2, 3], ["a", "b", "c"])
+    with pytest.raises(RaycurateError, match=f"hold 3 rows, and this run knows of {known} "):
+        finalise(str(tmp_path / "s"), str(tmp_path / "o"), LAYOUT, known=known)
+    assert not (tmp_path / "o").exists() and rows_of(tmp_path / "s") == 3
+
+
+def test_all_is_staged_only_as_long_as_the_rows_are_those_that_were(tmp_path: Path) -> None:
+    stage(tmp_path, "a", [1, 2, 3], ["a", "b", "c"])
+    assert not is_complete(str(tmp_path), 3)
+    mark_complete(str(tmp_path), 3)
+    assert is_complete(str(tmp_path), 3) and not is_complete(str(tmp_path), 2)
+    assert len(committed(str(tmp_path))[0]) == 3  # the mark is no staged file

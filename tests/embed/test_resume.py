@@ -17,6 +17,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from raycurate.core.lock import OutputLockedError
+from raycurate.embed import stage
+from raycurate.embed.config import EmbedConfig
 from tests.embed.hashing import hash_vector
 from tests.processes import PATIENCE_S
 
@@ -120,6 +123,10 @@ def test_actor_and_driver_killed_then_resumed_on_two_cpus(corpus: Path, tmp_path
     config = options(corpus, output, tmp_path)
     process = start(config)
     wait_for_staged(process, output, 2)
+    process.send_signal(signal.SIGSTOP)  # a paused run keeps its output to itself
+    with pytest.raises(OutputLockedError, match=f"process {process.pid}, "):
+        stage.run(EmbedConfig.parse(config, where="test"))
+    process.send_signal(signal.SIGCONT)
     actor = int(next((tmp_path / "pids").iterdir()).name)
     os.kill(actor, signal.SIGKILL)
     wait_for_staged(process, output, 6)
@@ -179,10 +186,14 @@ def test_killed_while_finalising(corpus: Path, tmp_path: Path) -> None:
     config = options(corpus, output, tmp_path)
     process = start(config)
     deadline = time.monotonic() + PATIENCE_S
-    while not list(output.glob("embeddings-*.parquet")) and not (output / "_manifest.json").exists():
+    while not list(output.glob("_staging/*/complete.json")) and not (output / "_manifest.json").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    finish(config)
+    assert not (output / "_manifest.json").exists()
+    for encoder in (tmp_path / "pids").iterdir():
+        encoder.unlink()
+    assert "every row is staged" in finish(config)
     check_output(output)
+    assert not list((tmp_path / "pids").iterdir())  # no encoder was started for no rows

@@ -168,7 +168,7 @@ def test_where_a_training_goes_on(store: CheckpointStore, tmp_path: Path) -> Non
     assert place is not None and place[1].step == 7
 
 
-def test_on_an_object_store(s3: str) -> None:
+def test_on_an_object_store(s3: str, tmp_path: Path) -> None:
     store = CheckpointStore(f"{s3}/run/checkpoints")
     assert store.latest() is None
     for step, mrr in ((1, 0.3), (2, 0.9), (3, 0.5)):
@@ -180,6 +180,6 @@ def test_on_an_object_store(s3: str) -> None:
     assert store.discard_partial() == ["epoch_1_step_4"]
     latest = store.latest()
     assert latest is not None
-    folder = local_copy(store.path(latest.name), latest)
+    folder = local_copy(store.path(latest.name), latest, tmp_path)
     assert Path(folder, "state", "__0_0.distcp").read_text() == "state 3"
-    assert local_copy(store.path(latest.name), latest) == folder
+    assert local_copy(store.path(latest.name), latest, tmp_path) == folder
