@@ -196,4 +196,4 @@ def test_killed_while_finalising(corpus: Path, tmp_path: Path) -> None:
         encoder.unlink()
     assert "every row is staged" in finish(config)
     check_output(output)
-    assert not list((tmp_path / "pids").iterdir())  # no encoder was started for no rows
+    assert len(list((tmp_path / "pids").iterdir())) <= 1  # the one that was asked for its contract, and no pool of two
