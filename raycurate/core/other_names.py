@@ -49,8 +49,6 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "do_distributed_inbatch_negative": ("loss",),
     "do_shuffle": ("shuffle",),
     "use_dataset_instruction": ("dataset_instructions",),
-    "add_bos_token": ("add_bos",),
-    "add_eos_token": ("add_eos",),
     "lr": ("learning_rate",),
     "min_lr": ("min_learning_rate",),
     "lr_warmup_steps": ("warmup_steps",),

@@ -87,6 +87,7 @@ _TABLES: dict[str, Table] = {
         "corpus_id": Becomes("prep.corpus_id"),
         "conversion_seed": Becomes("prep.seed"),
         "groups_json": Becomes("prep.groups"),
+        "use_group_id_in_eval": Left("questions have ids of their own here; their files are in eval_beir's metadata"),
         "hard_neg_margin": Becomes("prep.hard_neg_margin", number),
         **{
             name: Becomes(f"prep.{name}")
