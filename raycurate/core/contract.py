@@ -82,7 +82,7 @@ class EmbeddingContract(BaseModel):
     )
     dimension: int = Field(gt=0)
     matryoshka_dims: tuple[int, ...] = ()
-    similarity: str | None = Field(None, description="how its vectors are compared, where its files say so")
+    similarity: str | None = Field(default=None, description="how its vectors are compared, where its files say so")
 
     engine: str = ""
     dtype: str = ""

@@ -98,7 +98,6 @@ _TABLES: dict[str, Table] = {
                 "test_ratio",
                 "max_pos_docs",
                 "split_strategy",
-                "use_group_id_in_eval",
                 "hard_negatives_to_mine",
                 "hard_neg_margin_type",
                 "mining_batch_size",
