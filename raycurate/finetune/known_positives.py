@@ -2,7 +2,8 @@
 
 Another question's passage is a good negative unless it answers this question too. Whether it does is looked up among
 all positives that the training set gives to the same question (same corpus, same text, in whatever row it
-stands), and a document counts as the same by its id within its corpus or by its text. All three are hashes, so
+stands), and a document counts as the same by its id within its corpus or by its text. Texts are the same that differ in
+case or white space only, as in mining (data/same_text.py). All three are hashes, so
 that masks need neither strings nor the training set, also for the columns of other ranks: two different
 things share a key with probability 2^-64 a pair, and then a negative is left out, no more.
 """
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from raycurate.data.corpus import Corpus, gather, hash_strings
+from raycurate.data.same_text import folded_column
 
 _CHUNK = 512  # texts hashed at once; that takes 40 bytes a byte of text
 # What a key is about goes into it, so that an id and a text that are spelled alike are two keys.
@@ -28,7 +30,7 @@ def question_keys(corpora: Sequence[Corpus], corpus_of: np.ndarray, questions: p
     Args:
         corpus_of: int [n], the place of each question's corpus in `corpora`.
     """
-    return _key(_hash_column(questions), _corpus_salts(corpora)[corpus_of], _QUESTION)
+    return _key(_hash_column(folded_column(questions)), _corpus_salts(corpora)[corpus_of], _QUESTION)
 
 
 def document_keys(corpora: Sequence[Corpus], corpus_of: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -44,7 +46,8 @@ def text_keys(corpora: Sequence[Corpus], corpus_of: np.ndarray, rows: np.ndarray
     """int64 [n]: of the text alone, so that copies under other ids and in other corpora have the same key."""
     hashes = np.empty(len(rows), np.uint64)
     for place, mine, chunk in _chunks(corpora, corpus_of, rows):
-        hashes[mine] = hash_strings(gather(corpora[place].texts, chunk))
+        texts = pa.chunked_array([gather(corpora[place].texts, chunk)])
+        hashes[mine] = _hash_column(folded_column(texts))
     return _key(hashes, np.zeros(len(rows), np.uint64), _TEXT)
 
 

@@ -39,7 +39,7 @@ from raycurate.finetune.passages import DocumentLists, PassageOptions, Passages,
 from raycurate.finetune.teacher import Teacher, TeacherOptions
 from raycurate.finetune.tokens import CHUNK, TextTokens, check_lengths, open_tokens, padding_id, write_tokens
 
-PREPARED_VERSION = 1
+PREPARED_VERSION = 2
 
 _log = get_logger(__name__)
 

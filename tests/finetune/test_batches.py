@@ -115,6 +115,18 @@ def test_a_question_of_another_corpus_is_another_question(roberta, tmp_path):
     assert len(set(batch.keys.documents_P.tolist())) == 4 and len(set(batch.keys.texts_P.tolist())) == 3
 
 
+def test_what_differs_in_case_or_white_space_only_is_the_same(roberta, tmp_path):
+    documents = {"x": "bird rain", "y": "Bird  RAIN ", "z": "dawn", "w": "old"}
+    rows = [
+        {"question": "who sings", "pos_doc": ["x"], "neg_doc": ["z"]},
+        {"question": " Who SINGS", "pos_doc": ["w"], "neg_doc": ["y"]},
+    ]
+    batch = batch_of(prepared_for(roberta, read_training_data(write_set(tmp_path, rows, documents)), 2), [0, 1])
+    assert batch.question_keys_Q[0] == batch.question_keys_Q[1]
+    # columns x z | w y: both questions are one, whose positives are x, its copy y, and w
+    assert batch.columns.forbidden_QP.int().tolist() == [[0, 0, 1, 1], [1, 0, 0, 1]]
+
+
 def test_ids_texts_and_questions_that_are_spelled_alike_have_keys_of_their_own(roberta, tmp_path):
     rows = [{"question": "rain", "pos_doc": ["rain"], "neg_doc": ["bird"]}]
     batch = batch_of(
