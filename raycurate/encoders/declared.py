@@ -22,7 +22,7 @@ from raycurate.core.contract import pooling_name
 from raycurate.core.errors import ConfigError
 
 BY_ROLE = ("query_prefix", "passage_prefix", "query_max_length", "passage_max_length")
-OF_THE_MODEL = (*BY_ROLE, "revision", "pooling", "normalize", "max_length")
+OF_THE_MODEL = (*BY_ROLE, "revision", "tokenizer", "add_bos", "add_eos", "pooling", "normalize", "max_length")
 """What goes with the one model that it was said of."""
 ALIASES = {
     "document_prefix": "passage_prefix",
@@ -32,6 +32,8 @@ ALIASES = {
     "p_max_len": "passage_max_length",
     "max_seq_length": "max_length",
     "l2_normalize": "normalize",
+    "add_bos_token": "add_bos",
+    "add_eos_token": "add_eos",
 }
 """Other tools' names -> ours."""
 _SAID_OTHERWISE = {
@@ -39,7 +41,9 @@ _SAID_OTHERWISE = {
     "role": "the role follows from what is embedded",
     "prefix": "write query_prefix and passage_prefix",
 }
-_OF_FINETUNE = ("query_prefix", "passage_prefix", "pooling", "normalize", "revision")
+_OF_FINETUNE = (
+    "query_prefix", "passage_prefix", "pooling", "normalize", "revision", "tokenizer", "add_bos", "add_eos",
+)  # fmt: skip
 """What finetune says in options of its own; its lengths are those of the training."""
 
 Said = Mapping[str, Any]

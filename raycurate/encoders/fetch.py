@@ -18,6 +18,7 @@ from raycurate.core.checkpoint import role_folder
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError, InputError, MissingDependencyError, nearest, require
 from raycurate.encoders.options import EncoderOptions
+from raycurate.encoders.retokenise import retokenised
 
 _PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _OF_A_MODEL = ("config.json", "modules.json", "adapter_config.json")
@@ -33,11 +34,22 @@ def fetch_model(options: EncoderOptions) -> str:
     that module's `get_model_path()` returns; a URI of an object store is copied to the cache; all else is a Hugging
     Face id. PyTorch pickles are fetched only when there are no safetensors.
 
+    With another tokenizer, or other special tokens, it is a folder of the cache that links to the model's.
+
     Raises:
         InputError: there is no such model, it is gated, or it is not in the cache and the network is off.
         MissingDependencyError: the Python package that carries the model is not installed.
+        ConfigError: the tokenizer has no such special tokens.
     """
-    model = options.model
+    folder = _folder_of(options.model, options)
+    if options.tokenizer is None and options.add_bos is None and options.add_eos is None:
+        return folder
+    named = options.model_copy(update={"revision": None})
+    tokenizer = _folder_of(options.tokenizer, named) if options.tokenizer is not None else None
+    return retokenised(folder, tokenizer, add_bos=options.add_bos, add_eos=options.add_eos, cache_dir=options.cache_dir)
+
+
+def _folder_of(model: str, options: EncoderOptions) -> str:
     if model.startswith("python:"):
         return _from_package(model.removeprefix("python:"))
     if storage.is_remote(model) and storage.scheme_of(model) != "hf":

@@ -29,6 +29,15 @@ class EncoderOptions(StageConfig):
         min_length=1,
     )
     revision: str | None = option(None, "Branch, tag or commit of a Hugging Face model.")
+    tokenizer: str | None = option(
+        None, "A model (folder, id or python:MODULE) whose tokenizer is taken in place of the model's own."
+    )
+    add_bos: bool | None = option(
+        None, "Whether a text begins with the tokenizer's token for that; by default as it does."
+    )
+    add_eos: bool | None = option(
+        None, "Whether a text ends with the tokenizer's token for that; by default as it does."
+    )
     engine: str = option(
         "auto", "What runs the model: auto, transformers, sentence-transformers, vllm, endpoint or module:Class."
     )

@@ -45,7 +45,9 @@ ALIASES = {
     "val_every_steps": "validate_every_steps",
 }
 """Other tools' names -> ours; not for options that `raycurate run` wires, which would then be given twice."""
-_SAID_OF_THE_MODEL = ("query_prefix", "passage_prefix", "pooling", "normalize", "revision")
+_SAID_OF_THE_MODEL = (
+    "query_prefix", "passage_prefix", "pooling", "normalize", "revision", "tokenizer", "add_bos", "add_eos",
+)  # fmt: skip
 """What `encoder` may say too: it is trained as it is run. Lengths are not among it."""
 
 
@@ -169,7 +171,7 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
         """The model as the readers of model folders take it."""
         from raycurate.encoders.options import EncoderOptions
 
-        names = ("model", "revision", "cache_dir", "hf_token", "local_files_only")
+        names = ("model", "revision", "tokenizer", "add_bos", "add_eos", "cache_dir", "hf_token", "local_files_only")
         return EncoderOptions(**{name: getattr(self, name) for name in names})
 
     @property

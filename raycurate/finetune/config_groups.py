@@ -105,6 +105,13 @@ class ModelConfig(StageConfig):
 
     model: str = option(..., "The model to start from: a folder, a Hugging Face id or `python:MODULE`.", min_length=1)
     revision: str | None = option(None, "Branch, tag or commit of a Hugging Face model.")
+    tokenizer: str | None = option(None, "A model whose tokenizer is taken in place of the model's own, and exported.")
+    add_bos: bool | None = option(
+        None, "Whether a text begins with the tokenizer's token for that; by default as it does."
+    )
+    add_eos: bool | None = option(
+        None, "Whether a text ends with the tokenizer's token for that; by default as it does."
+    )
     pooling: str | None = option(None, "mean, cls, last, weighted_mean or multi_vector; the model's own by default.")
     normalize: bool | None = option(None, "Scale vectors to length one; the model's own habit by default.")
     document_template: str | None = option(None, "How title and text make a document, e.g. '{title} {text}'.")

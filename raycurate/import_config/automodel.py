@@ -98,13 +98,7 @@ def _tokenizer(draft: Draft, key: str, value: Any) -> None:
     if value == draft.get("model"):
         draft.leave(key, value, "the model's own tokenizer is taken")
     else:
-        draft.leave(key, value, "a model is trained with the tokenizer of its own folder")
-        draft.trap(f"{key} names another tokenizer than the model's: put its files into a copy of the model's folder")
-
-
-def _special_token(draft: Draft, key: str, value: Any) -> None:
-    draft.leave(key, value, "special tokens are put as the tokenizer's own files say")
-    draft.trap(f"{key}: see that the model's tokenizer_config.json says the same, for it decides here")
+        draft.put("finetune.tokenizer", value, key)
 
 
 def _negatives(draft: Draft, key: str, value: Any) -> None:
@@ -233,8 +227,8 @@ _TRAINING: Table = {
     "model._target_": _THEIR_CLASS,
     "teacher_model.*": Left("how a teacher is run is said in finetune.distillation[0].encoder"),
     "tokenizer.pretrained_model_name_or_path": _tokenizer,
-    "tokenizer.add_bos_token": _special_token,
-    "tokenizer.add_eos_token": _special_token,
+    "tokenizer.add_bos_token": Becomes("finetune.add_bos"),
+    "tokenizer.add_eos_token": Becomes("finetune.add_eos"),
     "tokenizer.padding_side": Left("padding changes no vector here"),
     "tokenizer._target_": _THEIR_CLASS,
     "tokenizer.*": Left("the tokenizer is loaded as its own files say"),
