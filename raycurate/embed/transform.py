@@ -134,7 +134,7 @@ def embed(dataset: Dataset, *, model: str, **options: Any) -> Dataset:
     from raycurate.embed.model import read_contract, settle_dtype, weights_bytes
 
     _refuse_unsafe_checkpoint(dataset)
-    values = {"keep_text": True, **options, "model": model, "input": "(data set)", "output": "(data set)"}
+    values = {"keep_text": True, **options, "model": model, "input": "(data set)", "output": "(data set with vectors)"}
     unusable = sorted(OPTIONS_OF_FILES & options.keys())
     if unusable:
         raise ConfigError(

@@ -53,7 +53,7 @@ def test_all_sorts_of_strings_are_text(kind: pa.DataType) -> None:
 
 
 def config(**options: Any) -> EmbedConfig:
-    base = {"input": "-", "output": "-", "model": "hash", "engine": "tests.embed.hashing:HashEncoder"}
+    base = {"input": "i", "output": "o", "model": "hash", "engine": "tests.embed.hashing:HashEncoder"}
     return EmbedConfig.parse(base | options, where="test")
 
 
@@ -74,7 +74,7 @@ HEEDED_ON_A_DATA_SET = {
     "model", "revision", "engine", "pooling", "normalize", "max_length", "padding_side", "role", "prefix", "dtype",
     "batch_tokens", "batch_size", "sort_by_length", "engine_kwargs", "cache_dir", "hf_token", "trust_remote_code",
     "local_files_only", "device", "text_field", "title_field", "max_chars", "over_long", "embedding_field",
-    "output_dtype", "keep_text", "concurrency", "num_gpus", "actors",
+    "output_dtype", "keep_text", "concurrency", "num_gpus", "actors", "tokenizer", "add_bos", "add_eos",
 }  # fmt: skip
 
 
