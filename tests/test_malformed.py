@@ -209,7 +209,7 @@ def test_what_only_shows_when_it_runs(
     options: dict[str, str], message: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.txt").write_text("one text")
-    given = {"input": str(tmp_path), "output": str(tmp_path / "out"), "model": "hash"}
+    given = {"input": str(tmp_path / "a.txt"), "output": str(tmp_path / "out"), "model": "hash"}
     values = {**given, "engine": "tests.embed.hashing:HashEncoder", **options}
     code = main(["embed", *flags, *(f"{name}={value}" for name, value in values.items())])
     err = capsys.readouterr().err
@@ -321,7 +321,7 @@ def test_ray_that_cannot_start(line: str, environment: dict[str, str], named: st
     (tmp_path / "a.txt").write_text("one text")
     clean = {"RAY_ADDRESS": "", "RAY_TMPDIR": "", "RAY_AUTH_TOKEN": "", **environment}
     unset = "unset RAY_ADDRESS RAY_TMPDIR RAY_AUTH_TOKEN; "
-    done = shell(f"{unset}{line}rc embed input={tmp_path} output={tmp_path}/out model=m --dry-run", **clean)
+    done = shell(f"{unset}{line}rc embed input={tmp_path}/a.txt output={tmp_path}/out model=m --dry-run", **clean)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert (last.startswith("raycurate: error: ") and named in last and "Set" in last) or "set" in last

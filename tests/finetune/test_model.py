@@ -174,7 +174,7 @@ def test_a_model_for_images_and_text_is_reduced_to_its_language_model(tmp_path, 
 
     whole = save_mistral3(tmp_path / "whole", head=head)
     folder = str(tmp_path / "whole")
-    model = load_bi_encoder(folder, ModelOptions(pooling="last"))
+    model = load_bi_encoder(folder, ModelOptions(pooling="last", bidirectional=False))
     assert type(model.tower("query").body).__name__ == "Ministral3Model"
     assert model.contract.attention == "causal"
     batch = batch_of(model, TEXTS, "document")
