@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -175,3 +177,7 @@ def _rank(rank: int, folder: str, work: Callable[..., Any], arguments: tuple[Any
             torch.save(result, Path(folder) / "result.pt")
     finally:
         dist.destroy_process_group()
+    # Gloo's threads of further groups may still run: the interpreter's own end has aborted on them, once all was done.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
