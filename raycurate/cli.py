@@ -91,7 +91,7 @@ def _recipe(options: argparse.Namespace, stage: str | None = None) -> Any:
 
 def _connect(options: argparse.Namespace, environment: Mapping[str, str] | None = None) -> Any:
     """Connect to Ray, which from then on speaks to a log file; `environment` is for its workers."""
-    from raycurate.core.connect import connect, in_job
+    from raycurate.core.connect import connect, disconnect, in_job
     from raycurate.core.observe import get_logger
     from raycurate.core.quiet import quiet
 
