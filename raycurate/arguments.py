@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import re
 import textwrap
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from raycurate.core.errors import ConfigError, nearest
 from raycurate.core.terminal import say
@@ -184,15 +185,20 @@ def option_lines(model: Any) -> list[str]:
 
 
 def _type_name(annotation: Any) -> str:
-    text = (
-        annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
-    )
-    text = re.sub(r"typing\.|pydantic\.\w+\.|raycurate(\.\w+)+\.", "", text)
-    text = re.sub(r"Literal\[([^]]*)\]", lambda m: m.group(1).replace("'", "").replace(", ", "|"), text)
-    return (
-        text.replace(" | ", "|")
-        .replace("NoneType", "None")
-        .replace("SecretStr", "secret")
-        .replace("ActorGroupOptions", "mapping")
-        .replace("StorageAccess", "mapping")
+    """A type as a person writes it: `int|auto`, `list[str]|None`."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(inner[0])
+    if origin in (Union, UnionType):
+        return "|".join(_type_name(part) for part in inner)
+    if origin is Literal:
+        return "|".join(str(value) for value in inner)
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(_type_name(part) for part in inner)}]"
+    if annotation is type(None):
+        return "None"
+    if hasattr(annotation, "model_fields"):
+        return "mapping"
+    return {"SecretStr": "secret"}.get(
+        getattr(annotation, "__name__", ""), getattr(annotation, "__name__", str(annotation))
     )

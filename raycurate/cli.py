@@ -100,6 +100,7 @@ def _connect(options: argparse.Namespace, environment: Mapping[str, str] | None 
         if path is not None:
             get_logger("raycurate").info("what Ray and other libraries say goes to %s", path)
     connected = connect(options.address, environment=dict(environment or {}))
+    options.until_the_end.callback(disconnect, connected)  # while what it says on its way out still goes to the log
     options.sigterm.take()
     return connected
 
