@@ -50,8 +50,9 @@ def test_a_folder_that_cannot_be_read_stops_nothing(tmp_path):
     folder = tmp_path / "staged"
     folder.mkdir()
     (folder / "broken.parquet").write_bytes(b"not parquet")
-    with StagingWatch(str(folder), "embed", every_s=0.01):
-        pass
+    with StagingWatch(str(folder), "embed", every_s=0.01) as watch:
+        ended_by_itself = True
+    assert ended_by_itself and not watch._thread.is_alive()
 
 
 def test_the_rate_leaves_out_what_was_done_before():
