@@ -25,8 +25,9 @@ from raycurate.finetune.model import load_bi_encoder
 from raycurate.finetune.writing import Maker, Saved, together
 from tests.finetune.families import save_family
 from tests.finetune.training_sets import prepared_for, random_data
-from tests.finetune.trainings import Case, Diary, in_two_ranks, one_thread, run
+from tests.finetune.trainings import Case, Diary, one_thread, run
 from tests.processes import PATIENCE_S
+from tests.ranks import in_two_ranks
 
 EVERY_STEP = {"max_steps": 4, "checkpoint_every_steps": 1}
 

@@ -35,7 +35,8 @@ from tests.finetune.families import save_family
 from tests.finetune.runs import config_of, small_recipe
 from tests.finetune.runs import losses as logged_losses
 from tests.finetune.training_sets import prepared_for, write_set
-from tests.finetune.trainings import COMMON, Case, apart, gradients, in_two_ranks, run
+from tests.finetune.trainings import COMMON, Case, apart, gradients, run
+from tests.ranks import in_two_ranks
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 ENGINE = "tests.embed.hashing:HashEncoder"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,6 +24,7 @@ from raycurate.finetune.metrics import Tally
 from raycurate.finetune.model import SHARED, BiEncoder, Tower
 from raycurate.finetune.multi_vector import MultiVectors
 from raycurate.finetune.objective import Objective, Targets
+from tests.ranks import in_two_ranks
 
 LISTED = 3  # passages a question
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -240,18 +238,12 @@ SPLIT = [(0, 3), (3, 8)]  # questions of each rank: uneven, so that one needs fi
 
 def test_two_ranks_have_the_gradients_of_one():
     """Every check of `_CHECKS` in two Gloo processes; an assertion that fails there fails here."""
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, (str(Path(folder) / "meet"),), nprocs=2)
+    in_two_ranks(_every_check)
 
 
-def _rank(rank: int, meeting: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    try:
-        for check in _CHECKS:
-            check(rank)
-    finally:
-        dist.destroy_process_group()
+def _every_check() -> None:
+    for check in _CHECKS:
+        check(dist.get_rank())
 
 
 def _ddp(encoder: nn.Module) -> nn.Module:

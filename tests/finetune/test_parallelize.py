@@ -25,12 +25,12 @@ from tests.finetune.trainings import (
     Diary,
     apart,
     gradients,
-    in_two_ranks,
     one_thread,
     run,
     save_poisoned,
     weights_in,
 )
+from tests.ranks import in_two_ranks
 
 # name -> (model, options). With local_batch_size=4 two ranks run two micro-steps and one rank four; 3 does not divide
 # the share of either, and is GradCache's chunk.

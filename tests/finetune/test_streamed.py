@@ -25,7 +25,7 @@ from raycurate.finetune.parallelize import load_to_spread, parallelize
 from raycurate.finetune.shards import ShardWriter
 from tests.encoders.tiny import TEXTS, save_tokenizer
 from tests.finetune.families import batch_of, save_family
-from tests.finetune.trainings import in_two_ranks
+from tests.ranks import in_two_ranks
 
 SHARDED = TrainOptions(strategy="fsdp2", global_batch_size=8)
 CPU = torch.device("cpu")
