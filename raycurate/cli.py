@@ -270,7 +270,7 @@ def _rethreshold(options: argparse.Namespace) -> int:
 def _submit(options: argparse.Namespace) -> int:
     from raycurate.core.config import UnsetVariableError
     from raycurate.core.jobs import submit
-    from raycurate.pipeline import selected, stage_named
+    from raycurate.pipeline import options_of, selected, stage_named
 
     stage = options.stage if options.stage == "run" else stage_named(options.stage).name
     recipe = _recipe(options, None if stage == "run" else stage)
@@ -280,6 +280,7 @@ def _submit(options: argparse.Namespace) -> int:
     result = submit(
         stage,
         recipe,
+        types=options_of,
         address=options.address,
         wait=not options.no_wait,
         python=options.python,

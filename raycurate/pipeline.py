@@ -3,19 +3,63 @@
     sample-corpus ─ embed ─ kmeans ─ dedup ─ prep (convert ─ mine ─ unroll) ─ finetune ─ eval
 
 `raycurate run -c RECIPE` goes through this list in one Ray program. A stage's options come from its section
-of the recipe; what the section leaves out is wired here from the shared keys (`corpus`, `model`, `workdir`).
+of the recipe; what the section leaves out is a shared key (`corpus`, `model`, `seed`) or another stage's output,
+wherever that stage's own section puts it.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Union
 
-from raycurate.core.config import SHARED_KEYS, Recipe, StageConfig, resolve
+from raycurate.core.config import MAPPINGS, SHARED_KEYS, Recipe, StageConfig, resolve
 from raycurate.core.errors import ConfigError, nearest
 from raycurate.core.redaction import redact
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The value of a shared key of the recipe.
+
+    made_by: a stage that writes it, and says where, when the recipe has that stage.
+    part: a folder in it; all by default.
+    """
+
+    key: str
+    made_by: str | None = None
+    part: str = ""
+
+    def reference(self, recipe: Recipe) -> str | None:
+        """How the recipe would refer to it; None where there is no such thing."""
+        if self.made_by is not None and recipe.has(self.made_by):
+            return _reference(f"{self.made_by}.output", self.part)
+        return _reference(self.key, self.part) if self.key in recipe.values else None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What another stage writes.
+
+    part: a file or folder of it; all by default.
+    if_run: only when the recipe has that stage.
+    """
+
+    stage: str
+    part: str = ""
+    if_run: bool = False
+
+    def reference(self, recipe: Recipe) -> str | None:
+        """How the recipe would refer to it; None where there is no such thing."""
+        root = recipe.root()
+        if (self.if_run and not recipe.has(self.stage)) or "output" not in (root.get(self.stage) or {}):
+            return None
+        return _reference(f"{self.stage}.output", self.part)
+
+
+def _reference(name: str, part: str) -> str:
+    return f"${{{name}}}/{part}" if part else f"${{{name}}}"
 
 
 @dataclass(frozen=True)
@@ -28,8 +72,8 @@ class Stage:
         config_path, run_path, state_path, plan_path: "module:name", imported when needed; plan_path is what
             `--dry-run` prints for a stage that is laid out over a cluster.
         check_path: what is looked at before Ray is started, and refused.
-        wiring: option -> reference into the recipe, used when the recipe's section has no value for it.
-        takes: option -> stage whose output it is, likewise, when the recipe has a section for that stage.
+        folder: where in the recipe's workdir it writes unless its section says so; None: to its shared key.
+        inputs: option -> what it is when the recipe's section has no value for it.
         encodes: True when it runs a model, so that what the recipe says of its shared `model` reaches it.
         optional: True when it runs as part of `raycurate run` only if the recipe has its section. `NAME: false` leaves
             any stage out.
@@ -43,8 +87,8 @@ class Stage:
     state_path: str
     plan_path: str | None = None
     check_path: str | None = None
-    wiring: dict[str, str] = field(default_factory=dict)
-    takes: dict[str, str] = field(default_factory=dict)
+    folder: str = ""
+    inputs: dict[str, Output | Shared] = field(default_factory=dict)
     encodes: bool = False
     optional: bool = False
     needs_ray: bool = True
@@ -55,24 +99,24 @@ class Stage:
 
     def values(self, recipe: Recipe) -> dict[str, Any]:
         """The options that `recipe` gives this stage, wired ones included, unchecked."""
+        recipe = replace(recipe, outputs=OUTPUTS)
         values = self._wired(recipe)
         if not self.encodes:
             return values
         from raycurate.encoders.declared import laid_under, of_any_model, runs_the_model, said_in
 
-        said = said_in(recipe.values, recipe.source, [stage.name for stage in STAGES.values() if stage.encodes])
-        same = runs_the_model(recipe.values, recipe.source, self.name)
+        root = recipe.root()
+        said = said_in(root, recipe.source, [stage.name for stage in STAGES.values() if stage.encodes])
+        same = runs_the_model(root, recipe.source, self.name)
         return laid_under(values, said if same else of_any_model(said), self.name)
 
     def _wired(self, recipe: Recipe) -> dict[str, Any]:
         values = recipe.section(self.name)
-        for option, reference in self.wiring.items():
-            root = reference.removeprefix("${").split("}")[0]
-            if option not in values and root in recipe.values:
-                values[option] = resolve(reference, recipe.values, recipe.source)
-        for option, name in self.takes.items():
-            if option not in values and recipe.has(name):
-                values[option] = STAGES[name].values(recipe).get("output")
+        root = recipe.root()
+        for option, source in {"output": Output(self.name), **self.inputs}.items():
+            reference = None if option in values else source.reference(recipe)
+            if reference is not None:
+                values[option] = resolve(reference, root, recipe.source)
         return values
 
     def config(self, recipe: Recipe) -> Any:
@@ -102,6 +146,9 @@ class Stage:
         return _load(self.plan_path)(config) if self.plan_path else ""
 
 
+CORPUS, MODEL, SEED = Shared("corpus", made_by="sample-corpus"), Shared("model"), Shared("seed")
+CACHE = Shared("workdir", part="cache")
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
@@ -111,7 +158,7 @@ STAGES: dict[str, Stage] = {
             "raycurate.data.sample_stage:SampleCorpusConfig",
             "raycurate.data.sample_stage:run",
             "raycurate.data.sample_stage:state",
-            wiring={"output": "${corpus}"},
+            folder="",
             optional=True,
             needs_ray=False,
         ),
@@ -123,7 +170,8 @@ STAGES: dict[str, Stage] = {
             "raycurate.embed.stage:state",
             "raycurate.embed.stage:describe_plan",
             encodes=True,
-            wiring={"input": "${corpus}", "model": "${model}", "output": "${workdir}/embeddings"},
+            folder="embeddings",
+            inputs={"input": CORPUS, "model": MODEL},
         ),
         Stage(
             "kmeans",
@@ -132,7 +180,8 @@ STAGES: dict[str, Stage] = {
             "raycurate.kmeans.stage:run",
             "raycurate.kmeans.stage:state",
             "raycurate.kmeans.stage:describe_plan",
-            wiring={"input": "${workdir}/embeddings", "output": "${workdir}/clusters", "random_state": "${seed}"},
+            folder="clusters",
+            inputs={"input": Output("embed"), "random_state": SEED},
             optional=True,
         ),
         Stage(
@@ -142,12 +191,8 @@ STAGES: dict[str, Stage] = {
             "raycurate.dedup.stage:run",
             "raycurate.dedup.stage:state",
             "raycurate.dedup.stage:describe_plan",
-            wiring={
-                "input": "${workdir}/clusters",
-                "documents": "${corpus}",
-                "output": "${workdir}/dedup",
-                "random_state": "${seed}",
-            },
+            folder="dedup",
+            inputs={"input": Output("kmeans"), "documents": CORPUS, "random_state": SEED},
             optional=True,
         ),
         Stage(
@@ -156,7 +201,8 @@ STAGES: dict[str, Stage] = {
             "raycurate.prep.config:ConvertConfig",
             "raycurate.prep.convert_stage:run",
             "raycurate.prep.convert_stage:state",
-            wiring={"output": "${workdir}/converted", "seed": "${seed}"},
+            folder="converted",
+            inputs={"seed": SEED},
             optional=True,
             needs_ray=False,
         ),
@@ -167,13 +213,8 @@ STAGES: dict[str, Stage] = {
             "raycurate.prep.mine_stage:run",
             "raycurate.prep.mine_stage:state",
             encodes=True,
-            wiring={
-                "input": "${workdir}/converted/train.json",
-                "output": "${workdir}/mined",
-                "model": "${model}",
-                "cache": "${workdir}/cache",
-                "seed": "${seed}",
-            },
+            folder="mined",
+            inputs={"input": Output("convert", "train.json"), "model": MODEL, "cache": CACHE, "seed": SEED},
             optional=True,
         ),
         Stage(
@@ -182,7 +223,8 @@ STAGES: dict[str, Stage] = {
             "raycurate.prep.config:UnrollConfig",
             "raycurate.prep.unroll:run",
             "raycurate.prep.unroll:state",
-            wiring={"input": "${workdir}/mined", "output": "${workdir}/unrolled"},
+            folder="unrolled",
+            inputs={"input": Output("mine")},
             optional=True,
             needs_ray=False,
         ),
@@ -193,12 +235,8 @@ STAGES: dict[str, Stage] = {
             "raycurate.prep.stage:run",
             "raycurate.prep.stage:state",
             encodes=True,
-            wiring={
-                "output": "${workdir}/prep",
-                "model": "${model}",
-                "cache": "${workdir}/cache",
-                "seed": "${seed}",
-            },
+            folder="prep",
+            inputs={"model": MODEL, "cache": CACHE, "seed": SEED},
             optional=True,
         ),
         Stage(
@@ -210,13 +248,13 @@ STAGES: dict[str, Stage] = {
             "raycurate.finetune.stage:describe_plan",
             "raycurate.finetune.check:check",
             encodes=True,
-            wiring={
-                "train": "${workdir}/prep/train_mined.automodel_unrolled.json",
-                "val": "${workdir}/prep/val_mined.automodel.json",
-                "model": "${model}",
-                "output": "${workdir}/finetune",
-                "cache": "${workdir}/cache",
-                "seed": "${seed}",
+            folder="finetune",
+            inputs={
+                "train": Output("prep", "train_mined.automodel_unrolled.json"),
+                "val": Output("prep", "val_mined.automodel.json"),
+                "model": MODEL,
+                "cache": CACHE,
+                "seed": SEED,
             },
             optional=True,
         ),
@@ -227,18 +265,22 @@ STAGES: dict[str, Stage] = {
             "raycurate.evaluate.stage:run",
             "raycurate.evaluate.stage:state",
             encodes=True,
-            wiring={
-                "input": "${workdir}/prep/eval_beir",
-                "model": "${model}",
-                "output": "${workdir}/eval",
-                "cache": "${workdir}/cache",
-                "seed": "${seed}",
+            folder="eval",
+            inputs={
+                "input": Output("prep", "eval_beir"),
+                "model": MODEL,
+                "finetuned": Output("finetune", if_run=True),
+                "cache": CACHE,
+                "seed": SEED,
             },
-            takes={"finetuned": "finetune"},
             optional=True,
         ),
     )
 }
+
+
+OUTPUTS = {name: f"${{workdir}}/{stage.folder}" if stage.folder else "${corpus}" for name, stage in STAGES.items()}
+"""Where each stage writes unless its section says so, as a recipe would write it."""
 
 
 def _load(path: str) -> Any:
@@ -246,17 +288,11 @@ def _load(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-_MAPPINGS = {
-    "encoder": ("raycurate.embed.config:EmbedConfig", "raycurate.encoders.declared:RoleOptions"),
-    "document_options": ("raycurate.data.documents:DocumentsOptions",),
-}
-
-
 def options_of(name: str) -> Any:
     """The model that declares the options of a stage, or those that declare the keys of a mapping of options."""
-    if name not in _MAPPINGS:
+    if name not in MAPPINGS:
         return STAGES[name].config_class
-    return Union[tuple(_load(path) for path in _MAPPINGS[name])]  # noqa: UP007  # as many as there are
+    return Union[tuple(_load(path) for path in MAPPINGS[name])]  # noqa: UP007  # as many as there are
 
 
 def sections_with(key: str, stages: Iterable[str]) -> list[str]:

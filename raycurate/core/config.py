@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, model_validator
 
@@ -39,14 +39,23 @@ SHARED_TYPES: dict[str, Any] = {
 SHARED_KEYS = tuple(SHARED_TYPES)
 OF_A_STAGE = ("encoder",)
 """Shared keys that a stage's own value is laid over; given for one stage, they are its own."""
-_MAPPINGS = ("encoder", "document_options")  # of options that another model declares, wherever they stand
+MAPPINGS = {
+    "encoder": ("raycurate.embed.config:EmbedConfig", "raycurate.encoders.declared:RoleOptions"),
+    "document_options": ("raycurate.data.documents:DocumentsOptions",),
+}
+"""Options that are mappings of options, wherever they stand, and the models that declare their keys."""
+Place = Literal["input", "output", "model", "cache", "state"]
+"""What an option's path is to a stage: what it reads; what it writes; a model, which may be no path but a name; what
+runs share; a training to go on from, which may lie in the output."""
 
 
 class UnsetVariableError(ConfigError):
     """A recipe names an environment variable that is not set here; it may be where the recipe is going to."""
 
 
-def option(default: Any = ..., description: str = "", *, operational: bool = False, **checks: Any) -> Any:
+def option(
+    default: Any = ..., description: str = "", *, operational: bool = False, place: Place | None = None, **checks: Any
+) -> Any:
     """A field of a stage's model.
 
     Args:
@@ -54,9 +63,12 @@ def option(default: Any = ..., description: str = "", *, operational: bool = Fal
         description: one sentence, shown by `--help`.
         operational: True when it changes how fast or where, never what comes out, so that it plays no
             part in deciding whether a stage is done.
+        place: what it is to the stage when its value names a folder or a file (core/places.py looks after them, and a
+            job on another machine is refused when they lie on this one).
         checks: pydantic's own (`ge=`, `gt=`, ...).
     """
-    return Field(default, description=description, json_schema_extra={"operational": operational}, **checks)
+    marks: dict[str, Any] = {"operational": operational, "place": place}
+    return Field(default, description=description, json_schema_extra=marks, **checks)
 
 
 class StageConfig(BaseModel):
@@ -153,14 +165,29 @@ class Recipe:
     """A recipe with its overrides applied, references not yet filled in.
 
     `values` holds the shared keys and one mapping a stage, references (`${...}`) as written, so that a
-    recipe can travel to another machine without what this machine's environment holds.
+    recipe can travel to another machine without what this machine's environment holds. `outputs` says where each stage
+    writes unless its section does, so that `${STAGE.output}` has a value for every stage.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     source: str = "(no recipe)"
+    outputs: Mapping[str, str] = field(default_factory=dict)
+
+    def root(self) -> dict[str, Any]:
+        """What references are looked up in: the values, and for each stage its `output`, said in its section or not.
+
+        The place where a stage writes by itself is known only where what it refers to is.
+        """
+        root = dict(self.values)
+        for stage, reference in self.outputs.items():
+            section = self.values.get(stage)
+            own = section if isinstance(section, Mapping) else {}
+            if all(name.partition(".")[0] in self.values for name in _REFERENCE.findall(reference)):
+                root[stage] = {"output": reference, **own}
+        return root
 
     def shared(self) -> dict[str, Any]:
-        return {k: resolve(self.values[k], self.values, self.source) for k in SHARED_KEYS if k in self.values}
+        return {k: resolve(self.values[k], self.root(), self.source) for k in SHARED_KEYS if k in self.values}
 
     def has(self, stage: str) -> bool:
         """Whether the recipe has a section for `stage`; `stage: false` is none."""
@@ -173,7 +200,7 @@ class Recipe:
             return {}
         if not isinstance(found, dict):
             raise ConfigError(f"'{stage}' must be a mapping of options, not {found!r}", where=self.source)
-        return resolve(found, self.values, f"{self.source}: {stage}")
+        return resolve(found, self.root(), f"{self.source}: {stage}")
 
 
 def shipped_recipes() -> list[str]:
@@ -326,7 +353,7 @@ def _apply_override(
 def _declared(parts: list[str], types: Callable[[str], Any]) -> Any:
     """The declared type of the option that `parts` lead to."""
     for depth in reversed(range(len(parts))):
-        if parts[depth] in _MAPPINGS:
+        if parts[depth] in MAPPINGS:
             return type_at(types(parts[depth]), parts[depth + 1 :])
     if parts[0] in SHARED_TYPES:
         return SHARED_TYPES[parts[0]]

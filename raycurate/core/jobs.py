@@ -29,6 +29,7 @@ from raycurate.core.cluster import refuse_secrets
 from raycurate.core.config import SHARED_KEYS, Recipe
 from raycurate.core.connect import TOKEN_HELP
 from raycurate.core.errors import ConfigError, RaycurateError
+from raycurate.core.places import is_no_path, kind_at
 from raycurate.core.redaction import hide_credentials, redact
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 RECIPE_FILE = "recipe.yaml"
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _POLL_S = 0.5
-# Keys whose value is a place, absolute or not; any other value counts as a path when it is absolute and is there.
-_PLACES = ("workdir", "corpus", "model", "input", "output", "documents", "against", "centroids", "cache_path")
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,7 @@ def submit(
     stage: str,
     recipe: Recipe,
     *,
+    types: Callable[[str], Any] = lambda _: Any,
     address: str | None = None,
     wait: bool = True,
     runtime_env: Mapping[str, Any] | None = None,
@@ -82,6 +82,7 @@ def submit(
     Args:
         stage: a stage's name, or `run`.
         recipe: the recipe with its overrides; it is sent with its references as written.
+        types: the name of a stage -> the model that declares its options, and which of them are paths.
         address: the dashboard (http://HOST:8265) or the cluster's host:port. Without it RAY_API_SERVER_ADDRESS,
             RAY_ADDRESS or the head on this machine.
         wait: follow the log and wait for the end.
@@ -101,7 +102,7 @@ def submit(
     url = client.get_address()
     here = _head_is_here(url)
     if not here:
-        _refuse_local_paths(stage, recipe, shared_paths, url)
+        _refuse_local_paths(stage, recipe, shared_paths, url, types)
     interpreter = python or (sys.executable if here else "python")
     entrypoint = shlex.join([interpreter, "-m", module, stage, "-c", RECIPE_FILE])
     with tempfile.TemporaryDirectory(prefix="raycurate-job-") as folder:
@@ -157,14 +158,16 @@ def _pairs(value: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, An
         yield key, value, other
 
 
-def _refuse_local_paths(stage: str, recipe: Recipe, shared_paths: Iterable[str], url: str) -> None:
+def _refuse_local_paths(
+    stage: str, recipe: Recipe, shared_paths: Iterable[str], url: str, types: Callable[[str], Any]
+) -> None:
     prefixes = [p.rstrip("/") for p in shared_paths]
     sections = {k: v for k, v in recipe.values.items() if k in SHARED_KEYS or stage in (k, "run")}
     found = [
         f"{key}={value}"
         for key, value, _ in _pairs(sections, sections)
         if isinstance(value, str)
-        and _is_path_here(key, value)
+        and _is_path_here(value, kind_at(key.split("."), types))
         and not any(value == p or value.startswith(f"{p}/") for p in prefixes)
     ]
     if found:
@@ -175,18 +178,23 @@ def _refuse_local_paths(stage: str, recipe: Recipe, shared_paths: Iterable[str],
         )
 
 
-def _is_path_here(key: str, value: str) -> bool:
+def _is_path_here(value: str, kind: str | None) -> bool:
+    """Whether an option's value is a path of this machine, relative or not.
+
+    Args:
+        kind: what the option is declared to name; None for an option that is no place, whose value counts when it is
+            an absolute path of something that is here.
+    """
     if value.startswith("${") or not value:
         return False  # filled in over there, or from a value that is looked at itself
-    if storage.is_remote(value):
+    if is_no_path(value) or storage.is_remote(value):
         return False
-    name = key.rsplit(".", 1)[-1]
     absolute = value.startswith(("/", "~", "./", "../", "file://"))
-    if name == "model":  # org/name is a model of the hub unless there is a folder of that name
+    if kind is None:
+        return absolute and os.path.exists(os.path.expanduser(value))
+    if kind in ("model", "state"):  # org/name is a model of the hub unless there is a folder of that name
         return absolute or os.path.exists(value)
-    if name in _PLACES:
-        return True
-    return absolute and os.path.exists(os.path.expanduser(value))
+    return True
 
 
 def _client(address: str | None) -> JobSubmissionClient:

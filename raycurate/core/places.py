@@ -10,33 +10,19 @@ import fnmatch
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from raycurate.core import storage
+from raycurate.core.config import MAPPINGS, SHARED_KEYS, Place
 from raycurate.core.errors import ConfigError
+from raycurate.core.typed_text import models_in
 
-INPUTS = frozenset(
-    {
-        "input",
-        "documents",
-        "against",
-        "groups",
-        "centroids",
-        "exclude_positives_of",
-        "train",
-        "val",
-        "dev",
-        "finetuned",
-    }
-)
-"""Options that name what a stage reads."""
-MODELS = frozenset({"model", "mining_models", "teacher", "init", "tokenizer"})
-"""Options that name a folder or a file if there is such a one, else something of another kind."""
-CACHES = frozenset({"cache", "cache_path", "cache_dir", "data_cache"})
-"""Options that name what runs share; one's own output is no such place."""
+SHARED_PLACES: dict[str, Place] = {"workdir": "output", "corpus": "input", "model": "model"}
+_WITHIN = ("path", "model")  # of {path: ..., num_samples: ...} and the like, what names the place
 _NOT_A_PATH = re.compile(r"(python|beir):|https?://")
 _MARKS = "*[?"
 _ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
@@ -51,9 +37,8 @@ def refuse_overlaps(config: BaseModel, *, where: str) -> None:
     output = getattr(config, "output", None)
     if not isinstance(output, str) or not output:
         return
-    for key, path in _places(config):
-        name = key.rpartition(".")[2]
-        said = _overlap(output, path, may_hold=name in CACHES) if _is_place(name, path) else ""
+    for key, path, kind in places(config):
+        said = _overlap(output, path, may_hold=kind == "cache") if _is_place(kind, path) else ""
         if said:
             raise ConfigError(
                 f"the output ({output}) {said} {key}={path}: a run would read what it writes, and overwrite=true "
@@ -72,24 +57,67 @@ def resolved(path: str) -> str:
     return f"{scheme}://{posixpath.normpath(rest).strip('/')}"
 
 
-def _places(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(option, path) of every option that may name a place, those of nested sections too."""
-    for name in type(config).model_fields:
-        yield from _named(name, getattr(config, name), prefix)
+def kind_of(info: FieldInfo) -> str | None:
+    """What the path that an option names is to its stage; None when it names none."""
+    marks = info.json_schema_extra
+    kind = marks.get("place") if isinstance(marks, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
-def _named(name: str, value: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    if name in INPUTS | MODELS | CACHES:
-        yield from ((prefix + name, path) for path in _strings(value))
+def places(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(option, path, kind) of every option that may name a place but the output; of options within options too."""
+    for name, info in type(config).model_fields.items():
+        yield from _named(prefix + name, kind_of(info), getattr(config, name))
+
+
+def _named(key: str, kind: str | None, value: Any) -> Iterator[tuple[str, str, str]]:
+    if kind in ("input", "model", "cache"):
+        yield from ((key, path, kind) for path in _strings(value))
     elif isinstance(value, BaseModel):
-        yield from _places(value, f"{prefix}{name}.")
+        yield from places(value, f"{key}.")
     elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _named(str(key), inner, f"{prefix}{name}.")
+        declared = options_in(key.rpartition(".")[2])
+        for name, inner in value.items():
+            yield from _named(f"{key}.{name}", kind_of(declared[name]) if name in declared else None, inner)
     elif isinstance(value, list | tuple):
         for inner in value:
             if isinstance(inner, BaseModel | Mapping):
-                yield from _named(name, inner, prefix)
+                yield from _named(key, None, inner)
+
+
+def kind_at(parts: Sequence[str], types: Callable[[str], Any]) -> str | None:
+    """What the option is to its stage that `parts` lead to in a recipe; None where it names no place.
+
+    Args:
+        types: the name of a stage -> the model that declares its options.
+    """
+    first, *rest = parts
+    if first in SHARED_KEYS and first not in MAPPINGS:
+        return None if rest else SHARED_PLACES.get(first)
+    known = options_in(first) or _options_of(types(first))
+    for at, part in enumerate(rest):
+        if part not in known:  # the name that a user gave to one of several
+            continue
+        kind = kind_of(known[part])
+        if kind is not None:
+            return kind if at + 1 == len(rest) or rest[-1] in _WITHIN else None
+        known = options_in(part) or _options_of(known[part].annotation)
+    return None
+
+
+def _options_of(declared: Any) -> dict[str, FieldInfo]:
+    return {name: info for model in models_in(declared) for name, info in model.model_fields.items()}
+
+
+def options_in(mapping: str) -> dict[str, FieldInfo]:
+    """The options that a mapping of options (`encoder`, `document_options`) may hold."""
+    from importlib import import_module
+
+    found: dict[str, FieldInfo] = {}
+    for path in MAPPINGS.get(mapping, ()):
+        module, _, name = path.partition(":")
+        found |= getattr(import_module(module), name).model_fields
+    return found
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -97,19 +125,24 @@ def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for name in ("path", "model"):
+        for name in _WITHIN:
             yield from _strings(value.get(name))
     elif isinstance(value, BaseModel):
-        yield from _strings(value.model_dump(include={"path", "model"}))
+        yield from _strings(value.model_dump(include=set(_WITHIN)))
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _strings(inner)
 
 
-def _is_place(name: str, path: str) -> bool:
-    if not path or _NOT_A_PATH.match(path):
+def is_no_path(value: str) -> bool:
+    """Whether what stands where a path may stand is known to be none: a package's model, a test set's name, a URL."""
+    return bool(_NOT_A_PATH.match(value))
+
+
+def _is_place(kind: str, path: str) -> bool:
+    if not path or is_no_path(path):
         return False
-    if name not in MODELS or storage.is_remote(path):
+    if kind != "model" or storage.is_remote(path):
         return True
     return os.path.exists(resolved(path))
 

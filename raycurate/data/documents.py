@@ -37,7 +37,7 @@ LONGEST_TEXT = 500_000_000
 class DocumentsOptions(StageConfig):
     """Where documents are and what their fields are called."""
 
-    input: str | list[str] = option(..., "File, folder, glob, hf://org/dataset, or a list of them.")
+    input: str | list[str] = option(..., "File, folder, glob, hf://org/dataset, or a list of them.", place="input")
     file_extensions: list[str] | None = option(
         None,
         "Extensions to read instead of .txt .md .jsonl .ndjson (these two also .gz, .zst) .parquet and none ('' stands "

@@ -25,7 +25,7 @@ ALGORITHM_VERSION = 1
 class SampleCorpusConfig(StageConfig):
     """Which packages' documentation, and where to."""
 
-    output: str = option(..., "Folder or URI the corpus is written to.", operational=True)
+    output: str = option(..., "Folder or URI the corpus is written to.", operational=True, place="output")
     packages: list[str] = option([], "Installed packages to read; by default a pinned list of our own dependencies.")
     max_documents: int | None = option(
         None,

@@ -17,11 +17,13 @@ class DedupConfig(StageConfig):
     """Clusters in; neighbours, edges, duplicates and the documents that are kept out."""
 
     input: str = option(
-        ..., "Output of the kmeans stage, or of NeMo Curator's: centroid=K folders and, for probe, the centroids."
+        ...,
+        "Output of the kmeans stage, or of NeMo Curator's: centroid=K folders and, for probe, the centroids.",
+        place="input",
     )
-    output: str = option(..., "Folder or URI the result is written to.", operational=True)
+    output: str = option(..., "Folder or URI the result is written to.", operational=True, place="output")
     documents: str | list[str] | None = option(
-        None, "The documents that were embedded; given, they are written again without the duplicates."
+        None, "The documents that were embedded; given, they are written again without the duplicates.", place="input"
     )
     document_options: dict[str, Any] = option(
         {},
@@ -49,7 +51,7 @@ class DedupConfig(StageConfig):
     score_floor: float = option(0.9, "Pairs of at least this cosine are stored as edges.", gt=0, le=1)
     probe: int = option(1, "Clusters a row is compared in: its own and the next nearest ones.", gt=0)
     against: str | None = option(
-        None, "Output of an earlier deduplication whose kept rows come first and stay, for a new batch."
+        None, "Output of an earlier deduplication whose kept rows come first and stay, for a new batch.", place="input"
     )
     recall_sample: int = option(
         0, "Rows, drawn at random, to compare with all others, to see what share of pairs was found.", ge=0

@@ -19,7 +19,7 @@ ALGORITHM_VERSION = 2
 class EmbedConfig(EncoderOptions, DocumentsOptions):
     """Documents in, one vector (or, for multi-vector models, a list of vectors) a document out."""
 
-    output: str = option(..., "Folder or URI the embeddings are written to.", operational=True)
+    output: str = option(..., "Folder or URI the embeddings are written to.", operational=True, place="output")
     embedding_field: str = option("embeddings", "Name of the embedding column.")
     output_dtype: Literal["float32", "float16"] = option("float32", "Type of the vectors as stored.")
     repeated_ids: RepeatedIds = option(

@@ -27,10 +27,13 @@ class EncoderOptions(StageConfig):
         ...,
         "The model: a folder, a Hugging Face id, `python:MODULE` (a model in a Python package), or an endpoint's URL.",
         min_length=1,
+        place="model",
     )
     revision: str | None = option(None, "Branch, tag or commit of a Hugging Face model.")
     tokenizer: str | None = option(
-        None, "A model (folder, id or python:MODULE) whose tokenizer is taken in place of the model's own."
+        None,
+        "A model (folder, id or python:MODULE) whose tokenizer is taken in place of the model's own.",
+        place="model",
     )
     add_bos: bool | None = option(
         None, "Whether a text begins with the tokenizer's token for that; by default as it does."
@@ -64,7 +67,7 @@ class EncoderOptions(StageConfig):
     sort_by_length: bool = option(True, "Put texts of like length in one micro-batch.", operational=True)
     engine_kwargs: dict[str, Any] = option({}, "Options of the one engine, by its own names; see the engine's module.")
     cache_dir: str | None = option(
-        None, "Where downloaded models are kept; the Hugging Face cache by default.", operational=True
+        None, "Where downloaded models are kept; the Hugging Face cache by default.", operational=True, place="cache"
     )
     hf_token: SecretStr | None = option(
         None, "Token for gated models; the hub's own environment by default.", operational=True

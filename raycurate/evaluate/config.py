@@ -20,7 +20,9 @@ class SystemOptions(RoleOptions):
     """One system beside the base and the fine-tuned model."""
 
     model: str = option(
-        ..., "A folder, a Hugging Face id, `python:MODULE`, an endpoint's URL, or the output of `raycurate finetune`."
+        ...,
+        "A folder, a Hugging Face id, `python:MODULE`, an endpoint's URL, or the output of `raycurate finetune`.",
+        place="model",
     )
     dimensions: int | None = option(None, "Only the first so many dimensions (Matryoshka).", ge=1)
     quantization: Literal["none", "int8", "binary"] = option("none", "What a dimension of a document is stored in.")
@@ -34,13 +36,20 @@ class EvalConfig(RoleOptions):
     """A test set and systems in; metrics, intervals and comparisons out."""
 
     input: str = option(
-        ..., "Test set: a folder in BEIR's layout, beir:NAME, or mteb:REPOSITORY (or mteb:FOLDER).", min_length=1
+        ...,
+        "Test set: a folder in BEIR's layout, beir:NAME, or mteb:REPOSITORY (or mteb:FOLDER).",
+        min_length=1,
+        place="input",
     )
     split: str = option("test", "Which judgements: qrels/SPLIT.tsv.", min_length=1)
-    output: str = option(..., "Folder or URI the results are written to.", operational=True)
-    model: str | None = option(None, "The base model: a folder, a Hugging Face id, `python:MODULE` or a URL.")
+    output: str = option(..., "Folder or URI the results are written to.", operational=True, place="output")
+    model: str | None = option(
+        None, "The base model: a folder, a Hugging Face id, `python:MODULE` or a URL.", place="model"
+    )
     finetuned: str | None = option(
-        None, "The fine-tuned model: the output of `raycurate finetune` (its best checkpoint is taken), or a model."
+        None,
+        "The fine-tuned model: the output of `raycurate finetune` (its best checkpoint is taken), or a model.",
+        place="input",
     )
     eval_base: bool | None = option(None, "Whether to judge the base model; by default where `model` is given.")
     eval_finetuned: bool | None = option(
@@ -68,9 +77,14 @@ class EvalConfig(RoleOptions):
         True, "Fail, once all is written, where a system differs from the one it is `same_as`.", operational=True
     )
     cache: str | None = option(
-        None, "Folder or URI where vectors are kept from run to run; the output's staging by default.", operational=True
+        None,
+        "Folder or URI where vectors are kept from run to run; the output's staging by default.",
+        operational=True,
+        place="cache",
     )
-    cache_dir: str | None = option(None, "Where downloaded test sets are put; ~/.cache by default.", operational=True)
+    cache_dir: str | None = option(
+        None, "Where downloaded test sets are put; ~/.cache by default.", operational=True, place="cache"
+    )
     changes: int = option(20, "Questions shown that changed most, as many that rose as that fell.", ge=0)
     seed: int = option(0, "Seed of the bootstrap and of the randomisation test.", ge=0)
     overwrite: bool = option(False, "Replace an output that is there already.", operational=True)

@@ -54,7 +54,7 @@ _SAID_OF_THE_MODEL = (
 class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConfig, ModelConfig, DataConfig):
     """Training data and a model in; checkpoints in Hugging Face format out."""
 
-    output: str = option(..., "Folder or URI the checkpoints are written to.", operational=True)
+    output: str = option(..., "Folder or URI the checkpoints are written to.", operational=True, place="output")
     logging: LogOptions = option(
         LogOptions(),
         "Trackers beside train.jsonl: {tensorboard: true, mlflow: {experiment}, wandb: {project}}.",

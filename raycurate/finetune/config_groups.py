@@ -48,8 +48,8 @@ class DistillationConfig(_Part):
     weight: float = Field(1.0, ge=0)
     teacher_temperature: float = Field(1.0, gt=0, description="of the teacher's scores (kl)")
     teacher_scale: float = Field(1.0, description="brings the teacher's margins to the model's range (margin_mse)")
-    teacher: str | None = Field(
-        None, min_length=1, description="the model whose vectors are followed, of the same dimension (embeddings)"
+    teacher: str | None = option(
+        None, "the model whose vectors are followed, of the same dimension (embeddings)", place="model", min_length=1
     )
     encoder: dict[str, Any] = Field({}, description="how that model is run: options of `raycurate embed`")
 
@@ -71,8 +71,9 @@ class DataConfig(StageConfig):
     train: Sources = option(
         ...,
         "Training data: a file (inline JSONL or corpus-ID JSON), hf://..., or a list of them, {path, num_samples} too.",
+        place="input",
     )
-    val: Sources | None = option(None, "Validation data of the same forms; null for none.")
+    val: Sources | None = option(None, "Validation data of the same forms; null for none.", place="input")
     on_bad_rows: Literal["error", "drop"] = option(
         "error",
         "What a row that cannot be used does: stop the training before it begins, or be left out, counted, and "
@@ -97,15 +98,20 @@ class DataConfig(StageConfig):
         None,
         "Folder on every machine for tokens and corpora; $RAYCURATE_CACHE or the user's cache by default.",
         operational=True,
+        place="cache",
     )
 
 
 class ModelConfig(StageConfig):
     """The model that is trained. Null leaves the choice to the checkpoint's own files."""
 
-    model: str = option(..., "The model to start from: a folder, a Hugging Face id or `python:MODULE`.", min_length=1)
+    model: str = option(
+        ..., "The model to start from: a folder, a Hugging Face id or `python:MODULE`.", min_length=1, place="model"
+    )
     revision: str | None = option(None, "Branch, tag or commit of a Hugging Face model.")
-    tokenizer: str | None = option(None, "A model whose tokenizer is taken in place of the model's own, and exported.")
+    tokenizer: str | None = option(
+        None, "A model whose tokenizer is taken in place of the model's own, and exported.", place="model"
+    )
     add_bos: bool | None = option(
         None, "Whether a text begins with the tokenizer's token for that; by default as it does."
     )
@@ -143,7 +149,7 @@ class ModelConfig(StageConfig):
         "exclude_modules: []}.",
     )
     cache_dir: str | None = option(
-        None, "Where downloaded models are kept; the Hugging Face cache by default.", operational=True
+        None, "Where downloaded models are kept; the Hugging Face cache by default.", operational=True, place="cache"
     )
     hf_token: SecretStr | None = option(
         None, "Token for gated models; the hub's own environment by default.", operational=True
@@ -293,6 +299,7 @@ class CheckpointOptions(StageConfig):
         None,
         "A BEIR folder whose DEV split is searched, over the whole corpus, for each checkpoint (dev_ndcg10, "
         "dev_recall100, ...); never its test split. The models of all checkpoints then stay until the training ends.",
+        place="input",
     )
     measure_base: bool = option(
         False, "Search the dev questions with the model as it is too, before the training, and show both.",
@@ -303,6 +310,7 @@ class CheckpointOptions(StageConfig):
         "Folder or URI of the vectors that mining keeps from run to run; what measure_base finds there is not embedded "
         "again.",
         operational=True,
+        place="cache",
     )
     best_metric: Literal[
         "auto", "val_mrr", "val_acc1", "val_loss", "dev_ndcg10", "dev_recall10", "dev_recall100", "dev_mrr10"
@@ -324,4 +332,5 @@ class CheckpointOptions(StageConfig):
         "auto",
         "auto goes on with an unfinished training of this output, never begins anew, a path goes on from that "
         "checkpoint.",
+        place="state",
     )

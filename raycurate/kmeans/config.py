@@ -25,7 +25,7 @@ class StorageAccess(StageConfig):
 class VectorsOptions(StageConfig):
     """Where embeddings are and what their columns are called."""
 
-    input: str | list[str] = option(..., "Folder, file or glob of embeddings, or a list of them.")
+    input: str | list[str] = option(..., "Folder, file or glob of embeddings, or a list of them.", place="input")
     input_filetype: Literal["parquet", "jsonl"] = option("parquet", "What the embeddings are stored as.")
     id_field: str = option("id", "Column that holds the id.")
     embedding_field: str = option("embeddings", "Column that holds the vector.")
@@ -36,7 +36,7 @@ class VectorsOptions(StageConfig):
 class KMeansConfig(VectorsOptions):
     """Embeddings in, the same rows by centroid out, vectors of unit length."""
 
-    output: str = option(..., "Folder or URI the clusters are written to.", operational=True)
+    output: str = option(..., "Folder or URI the clusters are written to.", operational=True, place="output")
     n_clusters: Annotated[int, Field(gt=0)] | Literal["auto"] = option(
         "auto", "Clusters; auto is about the square root of the number of rows."
     )
@@ -48,6 +48,7 @@ class KMeansConfig(VectorsOptions):
     init: str | Array = option(
         "k-means||",
         "First centroids: k-means||, random, or a .npy file (in Python an array too) with [n_clusters, dim].",
+        place="model",
     )
     n_init: int = option(1, "Fits from different first centroids; the one with the least inertia is kept.", gt=0)
     oversampling_factor: float = option(2.0, "Candidates k-means|| draws in a round, in units of n_clusters.", gt=0)
@@ -57,12 +58,13 @@ class KMeansConfig(VectorsOptions):
         None, "Fit to this share of the rows first and go on from there on all of them (torch engine)."
     )
     centroids: str | None = option(
-        None, "A .npy file of centroids, or the output of an earlier run: assign to these, fit none."
+        None, "A .npy file of centroids, or the output of an earlier run: assign to these, fit none.", place="input"
     )
     cache_path: str | None = option(
         None,
         "Folder where fitted centroids are kept and found again by a run with the same settings.",
         operational=True,
+        place="cache",
     )
     engine: Literal["auto", "torch", "raft"] = option(
         "auto", "What fits: raft (cuML on GPUs) or torch; auto is raft where there are GPUs and RAPIDS is installed."

@@ -15,7 +15,7 @@ MINING_VERSION = 2  # of mine and prep: equal questions share their positives
 class ConvertConfig(ConvertOptions):
     """Pairs in; train.json, val.json, corpus/ and eval_beir/ out."""
 
-    output: str = option(..., "Folder or URI the training data are written to.", operational=True)
+    output: str = option(..., "Folder or URI the training data are written to.", operational=True, place="output")
     overwrite: bool = option(False, "Replace an output that is there already.", operational=True)
     max_rejects: int | None = option(
         None, "Stop once more records than this are rejected; no limit by default.", operational=True, ge=0
@@ -28,16 +28,17 @@ class MineConfig(MineOptions):
     input: str | list[str | dict[str, Any]] = option(
         ...,
         "Training data: a file (inline JSONL or corpus-ID JSON), hf://..., or a list of them, {path, num_samples} too.",
+        place="input",
     )
-    output: str = option(..., "Folder or URI the mined data are written to.", operational=True)
+    output: str = option(..., "Folder or URI the mined data are written to.", operational=True, place="output")
     overwrite: bool = option(False, "Replace an output that is there already.", operational=True)
 
 
 class UnrollConfig(StageConfig):
     """Mined training data in; one positive a row out."""
 
-    input: str = option(..., "A corpus-ID JSON file, or the output folder of `raycurate mine`.")
-    output: str = option(..., "Folder or URI the unrolled data are written to.", operational=True)
+    input: str = option(..., "A corpus-ID JSON file, or the output folder of `raycurate mine`.", place="input")
+    output: str = option(..., "Folder or URI the unrolled data are written to.", operational=True, place="output")
     overwrite: bool = option(False, "Replace an output that is there already.", operational=True)
 
 

@@ -13,7 +13,9 @@ class ConvertOptions(StageConfig):
     """Pairs in; training data, a corpus and a BEIR test set out."""
 
     input: str | list[str] = option(
-        ..., "Question/answer records (sdg), documents with titles (title), or a BEIR folder with train qrels (beir)."
+        ...,
+        "Question/answer records (sdg), documents with titles (title), or a BEIR folder with train qrels (beir).",
+        place="input",
     )
     pairs_from: Literal["sdg", "title", "beir"] = option("sdg", "What the pairs are made from.")
     corpus_id: str = option("corpus", "Name of the corpus in the training data.", min_length=1)
@@ -30,6 +32,7 @@ class ConvertOptions(StageConfig):
     groups: str | None = option(
         None,
         "Near-duplicates: a dedup output folder, or a file (.parquet, .jsonl, .csv, .tsv, .json) with id and group.",
+        place="input",
     )
     group_cosine: float = option(0.9, "Pairs of a dedup output that are at least this close are one group.", gt=0, le=1)
     split_field: str | None = option(

@@ -15,10 +15,13 @@ class MineOptions(RoleOptions):
     """Models, margin, window and what is left out. The names are those of NeMo AutoModel's mining where it has them."""
 
     model: str = option(
-        ..., "The model that scores: a folder, a Hugging Face id, `python:MODULE` or an endpoint's URL.", min_length=1
+        ...,
+        "The model that scores: a folder, a Hugging Face id, `python:MODULE` or an endpoint's URL.",
+        min_length=1,
+        place="model",
     )
     mining_models: list[str] = option(
-        [], "Further models: each bounds the candidates by its own scores, and their rankings are fused."
+        [], "Further models: each bounds the candidates by its own scores, and their rankings are fused.", place="model"
     )
     hard_negatives_to_mine: int = option(20, "Negatives kept a query, at most.", ge=1)
     hard_neg_margin_type: MarginType = option(
@@ -34,17 +37,24 @@ class MineOptions(RoleOptions):
         False, "Take the file's own negatives first, if they are not above the bound; mined ones fill up."
     )
     exclude_positives_of: list[str] = option(
-        [], "Training files or BEIR folders (their test split) whose positives must not become negatives."
+        [],
+        "Training files or BEIR folders (their test split) whose positives must not become negatives.",
+        place="input",
     )
     teacher: str | None = option(
-        None, "A cross-encoder that scores positives and candidates anew: it ranks, bounds, and its scores are kept."
+        None,
+        "A cross-encoder that scores positives and candidates anew: it ranks, bounds, and its scores are kept.",
+        place="model",
     )
     teacher_depth: int = option(50, "Candidates a query that the teacher scores.", ge=1)
     approximate: bool = option(False, "Search with an approximate index (faiss IVF); its recall is printed.")
     seed: int = option(42, "Seed of what is drawn at random.")
     mining_batch_size: int = option(128, "Queries in a block of scores.", operational=True, ge=1)
     cache: str | None = option(
-        None, "Folder or URI where vectors are kept from run to run; the output's staging by default.", operational=True
+        None,
+        "Folder or URI where vectors are kept from run to run; the output's staging by default.",
+        operational=True,
+        place="cache",
     )
 
     @field_validator("hard_neg_margin_type", mode="before")

@@ -14,6 +14,7 @@ import pytest
 from raycurate.core import jobs
 from raycurate.core.config import Recipe
 from raycurate.core.errors import ConfigError, RaycurateError
+from raycurate.pipeline import options_of
 from tests.clusters import HeadNode, head_node
 from tests.processes import PATIENCE_S
 
@@ -147,7 +148,7 @@ def test_runtime_env_is_checked(runtime_env: dict[str, Any], message: str) -> No
 
 def refused_paths(values: dict[str, Any], shared: list[str] | None = None, stage: str = "embed") -> str:
     try:
-        jobs._refuse_local_paths(stage, Recipe(values), shared or [], "http://far:8265")
+        jobs._refuse_local_paths(stage, Recipe(values), shared or [], "http://far:8265", options_of)
     except ConfigError as error:
         return str(error)
     return ""

@@ -9,7 +9,7 @@ import pytest
 
 from raycurate.core.config import load_recipe
 from raycurate.core.errors import ConfigError
-from raycurate.core.places import CACHES, INPUTS, MODELS, refuse_overlaps, resolved
+from raycurate.core.places import kind_of, refuse_overlaps, resolved
 from raycurate.data.documents import DocumentsOptions
 from raycurate.pipeline import STAGES
 
@@ -24,8 +24,12 @@ NEEDED: dict[str, dict[str, Any]] = {
     "dedup": {},
     "unroll": {},
 }
-READ = (INPUTS | MODELS) - {"init"}  # which is a file
-PLACES = [(stage, name) for stage in NEEDED for name in STAGES[stage].config_class.model_fields if name in READ]
+PLACES = [
+    (stage, name)
+    for stage in NEEDED
+    for name, info in STAGES[stage].config_class.model_fields.items()
+    if kind_of(info) in ("input", "model") and name != "init"  # which is a file
+]
 
 
 def parse(stage: str, **values: Any) -> None:
@@ -124,14 +128,15 @@ def test_a_path_is_what_it_leads_to(tmp_path: Path) -> None:
 
 
 def test_options_that_name_places_are_known() -> None:
-    """A new option whose help speaks of a folder, a file or a URI has to be put among the places, or here."""
-    known = INPUTS | MODELS | CACHES | {"output", "resume", "systems", "nim_url", "nim_api_key_env"}
+    """A new option whose help speaks of a folder, a file or a URI has to be marked with `place=`, or named here."""
+    known = {"systems", "nim_url", "nim_api_key_env"}
     other = {"metadata_fields", "use_negatives_from_file", "split", "text_field", "contract"}
     said = {
         f"{stage}.{name}"
         for stage, found in STAGES.items()
         for name, info in found.config_class.model_fields.items()
-        if name not in known | other
+        if kind_of(info) is None
+        and name not in known | other
         and "str" in str(info.annotation)
         and any(word in (info.description or "") for word in ("A folder", "Folder", "a folder", ".json file"))
     }
