@@ -45,7 +45,7 @@ def _how_to_write(word: str, options: argparse.Namespace) -> str:
     flag, equals, value = word.partition("=")
     name = flag.lstrip("-").replace("-", "_")
     stage = getattr(options, "stage", None)
-    known = list(options_of(stage).model_fields) if stage in STAGES else []
+    known = list(options_of(str(stage)).model_fields) if stage in STAGES else []
     close = name if name in known else nearest(name, known)
     if close:
         return f"Options are written key=value: {close}={value if equals else '...'}"
@@ -80,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"raycurate {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, stage in STAGES.items():
-        command = commands.add_parser(name, help=stage.help, add_help=False)
+    for name, said in STAGES.helps.items():
+        command = commands.add_parser(name, help=said, add_help=False)
         command.add_argument("-h", "--help", action=_StageHelp, nargs=0, stage=name)
         _common(command)
         command.add_argument(
@@ -165,10 +165,9 @@ class _StageHelp(argparse.Action):
 
         stage = STAGES[self.stage]
         say(f"usage: raycurate {stage.name} [-c RECIPE] [--dry-run] [--address ADDRESS] [-v] [key=value ...]\n")
-        say(
-            f"{stage.help}\n\noptions (key=value; lists [a, b], mappings {{a: b}}; text as it is typed, null for none):"
-        )
-        for line in option_lines(stage.config_class):
+        say(f"{STAGES.helps[self.stage]}\n")
+        say("options (key=value; lists [a, b], mappings {a: b}; text as it is typed, null for none):")
+        for line in option_lines(stage.Config):
             say(line)
         parser.exit(0)
 

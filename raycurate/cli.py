@@ -59,7 +59,7 @@ def _user_error(error: Exception) -> RaycurateError | None:
     """The error to show without a traceback; one raised in a Ray worker is unwrapped."""
     found = error if isinstance(error, RaycurateError) else None
     if "ray" in sys.modules:
-        from raycurate.core.cluster import user_error
+        from raycurate.ray_runtime.cluster import user_error
 
         found = user_error(error)
     return found or _of_the_machine(error)
@@ -91,9 +91,9 @@ def _recipe(options: argparse.Namespace, stage: str | None = None) -> Any:
 
 def _connect(options: argparse.Namespace, environment: Mapping[str, str] | None = None) -> Any:
     """Connect to Ray, which from then on speaks to a log file; `environment` is for its workers."""
-    from raycurate.core.connect import connect, disconnect, in_job
     from raycurate.core.observe import get_logger
     from raycurate.core.quiet import quiet
+    from raycurate.ray_runtime.connect import connect, disconnect, in_job
 
     if not in_job():  # a job's log is where everything belongs
         path = options.until_the_end.enter_context(quiet(verbose=getattr(options, "verbose", False)))
@@ -122,7 +122,7 @@ def _own_modules(configs: Iterable[Any]) -> dict[str, str]:
 
 def _own_engines(values: Any, name: str = "") -> list[str]:
     """All `engine: module:Class` in a stage's options."""
-    from raycurate.encoders.options import is_own_engine
+    from raycurate.models.options import is_own_engine
 
     if isinstance(values, dict):
         return [found for key, value in values.items() for found in _own_engines(value, str(key))]
@@ -132,16 +132,16 @@ def _own_engines(values: Any, name: str = "") -> list[str]:
 
 
 def _run_stage(options: argparse.Namespace) -> int:
-    from raycurate.core.cluster import start_on_demand
     from raycurate.core.observe import setup_logging
-    from raycurate.pipeline import STAGES
+    from raycurate.pipeline import STAGES, config_of
+    from raycurate.ray_runtime.cluster import start_on_demand
 
     stage = STAGES[options.stage]
     if getattr(options, "dataset", None):
         return _prepare_dataset(options)
     if getattr(options, "show", None):
         return _show_mined(options, stage)
-    config = stage.config(_recipe(options, stage.name))
+    config = config_of(stage.name, _recipe(options, stage.name))
     setup_logging(verbose=options.verbose)
     if options.dry_run:
         _print_options(stage.name, config)
@@ -159,7 +159,7 @@ def _run_stage(options: argparse.Namespace) -> int:
 
 def _prepare_dataset(options: argparse.Namespace) -> int:
     from raycurate.core.observe import setup_logging
-    from raycurate.data.nemotron import prepare_nemotron
+    from raycurate.data.training.nemotron import prepare_nemotron
 
     if not options.download_path:
         raise ConfigError("--dataset needs a folder", where="command line", fix="Add --download-path DIR")
@@ -170,9 +170,10 @@ def _prepare_dataset(options: argparse.Namespace) -> int:
 
 def _show_mined(options: argparse.Namespace, stage: Any) -> int:
     from raycurate.core.observe import setup_logging
-    from raycurate.prep.show import show
+    from raycurate.pairs.show import show
+    from raycurate.pipeline import values_of
 
-    output = stage.values(_recipe(options, stage.name)).get("output")
+    output = values_of(stage.name, _recipe(options, stage.name)).get("output")
     if not output:
         raise ConfigError("--show needs the folder of what was mined", where="command line", fix="Add output=FOLDER")
     setup_logging(verbose=options.verbose)
@@ -189,10 +190,10 @@ def _run_pipeline(options: argparse.Namespace) -> int:
     setup_logging(verbose=options.verbose)
     if options.dry_run:
         for stage in pipeline.selected(recipe, options.first, options.last):
-            _print_options(stage.name, stage.config(recipe))
+            _print_options(stage.name, pipeline.config_of(stage.name, recipe))
         return 0
     stages = pipeline.selected(recipe, options.first, options.last)
-    environment = _own_modules([stage.config(recipe) for stage in stages])
+    environment = _own_modules([pipeline.config_of(stage.name, recipe) for stage in stages])
     for stage, result in pipeline.run(
         recipe,
         first=options.first,
@@ -228,7 +229,7 @@ def _info(options: argparse.Namespace) -> int:
             raise ConfigError(message, where="command line", fix=f"`raycurate info {folders[0]}` says what it is")
         say("\n\n".join(describe(folder) for folder in folders))
     elif options.recipe is None:
-        say("stages: " + ", ".join(f"{s.name} ({s.help})" for s in pipeline.STAGES.values()))
+        say("stages: " + ", ".join(f"{name} ({said})" for name, said in pipeline.STAGES.helps.items()))
         say("shipped recipes: " + ", ".join(shipped_recipes()))
         say("state of a recipe: raycurate info -c RECIPE; what a folder is: raycurate info FOLDER")
     else:
@@ -255,7 +256,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _rethreshold(options: argparse.Namespace) -> int:
-    from raycurate.dedup.result import DedupResult
+    from raycurate.stages.dedup.result import DedupResult
 
     result = DedupResult.open(options.folder)
     _connect(options)
@@ -269,14 +270,14 @@ def _rethreshold(options: argparse.Namespace) -> int:
 
 def _submit(options: argparse.Namespace) -> int:
     from raycurate.core.config import UnsetVariableError
-    from raycurate.core.jobs import submit
-    from raycurate.pipeline import options_of, selected, stage_named
+    from raycurate.pipeline import config_of, options_of, selected, stage_named
+    from raycurate.ray_runtime.jobs import submit
 
     stage = options.stage if options.stage == "run" else stage_named(options.stage).name
     recipe = _recipe(options, None if stage == "run" else stage)
     for part in selected(recipe) if stage == "run" else [stage_named(stage)]:
         with suppress(UnsetVariableError):  # set on the cluster, perhaps; the job will see
-            part.config(recipe)
+            config_of(part.name, recipe)
     result = submit(
         stage,
         recipe,

@@ -11,8 +11,8 @@ import pytest
 
 from raycurate.cli import main
 from raycurate.core.config import load_recipe, shipped_recipes
-from raycurate.embed.config import EmbedConfig
-from raycurate.pipeline import STAGES, selected
+from raycurate.encoders.embed_options import EmbedConfig
+from raycurate.pipeline import STAGES, config_of, selected
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -94,7 +94,7 @@ def test_verify(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_is_valid(name: str) -> None:
     recipe = load_recipe(name, [], stages=STAGES)
-    configs = {stage.name: stage.config(recipe) for stage in selected(recipe)}
+    configs = {stage.name: config_of(stage.name, recipe) for stage in selected(recipe)}
     assert configs
 
 

@@ -16,7 +16,7 @@ import pytest
 from raycurate.cli import main
 from raycurate.core.config import load_recipe
 from raycurate.core.errors import RaycurateError
-from raycurate.pipeline import STAGES, options_of
+from raycurate.pipeline import STAGES, config_of, options_of
 
 BASE = "workdir: w\ncorpus: docs\nmodel: m\n"
 
@@ -239,7 +239,7 @@ def read(stage: str, overrides: list[str]) -> Any:
     """The stage's options, or the error that a user would be shown."""
     try:
         recipe = load_recipe(None, overrides, stages=STAGES, stage=stage, types=options_of)
-        return STAGES[stage].config(recipe).redacted()
+        return config_of(stage, recipe).redacted()
     except RaycurateError as error:
         assert str(error).strip()
         return error
@@ -373,7 +373,7 @@ def test_advice_that_is_followed_works(
         corrected[named] if named else None, overrides, stages=STAGES, stage=stage, types=options_of
     )  # fmt: skip
     for one in [stage] if stage else ["embed", "kmeans"]:
-        assert STAGES[one].config(recipe)
+        assert config_of(one, recipe)
 
 
 def test_quotes_that_are_advised_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

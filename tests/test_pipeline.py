@@ -8,7 +8,8 @@ import pytest
 
 from raycurate.core.config import load_recipe, shipped_recipes
 from raycurate.core.places import kind_at, kind_of
-from raycurate.pipeline import STAGES, Output, options_of, selected
+from raycurate.pipeline import STAGES, config_of, options_of, selected
+from raycurate.stage import Output
 
 NEEDED = ["convert.input=pairs.jsonl", "prep.input=pairs.jsonl"]
 READS = [
@@ -23,7 +24,7 @@ def value(stage: str, option: str, overrides: list[str]) -> Any:
     everything = [f"{name}.overwrite=true" for name in STAGES]  # the recipe has all stages
     shared = ["workdir=/w", "model=m", "corpus=/docs", "seed=3", "sample-corpus.output=/docs"]
     recipe = load_recipe(None, [*shared, *everything, *NEEDED, *overrides], stages=STAGES, types=options_of)
-    return getattr(STAGES[stage].config(recipe), option)
+    return getattr(config_of(stage, recipe), option)
 
 
 @pytest.mark.parametrize(("stage", "option", "source"), READS)
@@ -58,7 +59,7 @@ def test_the_readers_of_a_shipped_recipe_move_too(name: str) -> None:
     )  # fmt: skip
     old = [f"/w/{stage.folder}" for stage in stages if stage.folder]
     for stage in stages:
-        written = stage.config(moved).redacted()
+        written = config_of(stage.name, moved).redacted()
         left = [text for text in _texts(written) for path in old if text == path or text.startswith(f"{path}/")]
         assert not left, (stage.name, left)
 
@@ -85,6 +86,6 @@ def test_a_path_in_a_recipe_is_known_wherever_it_stands() -> None:
 
 
 def test_every_stage_marks_its_output() -> None:
-    assert {
-        name: kind_of(stage.config_class.model_fields["output"]) for name, stage in STAGES.items()
-    } == dict.fromkeys(STAGES, "output")
+    assert {name: kind_of(stage.Config.model_fields["output"]) for name, stage in STAGES.items()} == dict.fromkeys(
+        STAGES, "output"
+    )

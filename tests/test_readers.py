@@ -16,8 +16,8 @@ import ray
 
 import raycurate as rc
 from raycurate.core.manifest import require_whole
-from raycurate.embed import stage as embed_stage
-from raycurate.embed.config import EmbedConfig
+from raycurate.encoders.embed_options import EmbedConfig
+from raycurate.stages.embed.stage import STAGE as EMBED
 
 DOCUMENTS = 40
 PARTS = [("embed", ""), ("kmeans", "")]
@@ -51,7 +51,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
     (root / "docs.jsonl").write_text("\n".join([*lines, '{"id": "empty", "text": ""}', "no JSON"]) + "\n")
     options = {"model": "hash", "engine": "tests.embed.hashing:HashEncoder"}
     options |= {"input": str(root / "docs.jsonl"), "output": str(root / "embed")}
-    embed_stage.run(EmbedConfig.parse(options, where="test"))
+    EMBED.run(EmbedConfig.parse(options, where="test"))
     rows = pq.read_table(root / "embed").slice(0, 1).to_pylist()[0]
     zero = {"id": "zero", "embeddings": [0.0] * len(rows["embeddings"])}
     schema = pq.read_schema(next((root / "embed").glob("*.parquet")))

@@ -39,7 +39,7 @@ def gemm_rate(data: np.ndarray) -> float:
 def pairwise(data: np.ndarray) -> dict[str, Any]:
     import torch
 
-    from raycurate.dedup.pairwise import compare
+    from raycurate.stages.dedup.pairwise import compare
 
     rate = gemm_rate(data)
     operations = len(data) * (len(data) - 1) * data.shape[1]
@@ -92,7 +92,7 @@ def stage(data: np.ndarray, eps: float, probes: list[int]) -> dict[str, dict[str
     import ray
 
     import raycurate as rc
-    from raycurate.kmeans.assignment import fixed_size_lists
+    from raycurate.clustering.assignment import fixed_size_lists
 
     ray.init(address="local", include_dashboard=False, logging_level=30)
     rows: dict[str, dict[str, Any]] = {}

@@ -100,9 +100,9 @@ def bare_engine(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def bare_worker(task: dict[str, Any], number: int, count: int, barrier: Any, results: Any) -> None:
-    from raycurate.encoders.base import TokenBatch, load_encoder
-    from raycurate.encoders.options import EncoderOptions
-    from raycurate.encoders.tokenize import Tokenizer
+    from raycurate.encoders.base import load_encoder
+    from raycurate.models.options import EncoderOptions
+    from raycurate.models.tokenize import TokenBatch, Tokenizer
 
     options = EncoderOptions(model=task["model"], engine="transformers", device=task["device"], **task["options"])
     encoder = load_encoder(options, threads=1 if task["device"] == "cpu" else None)
@@ -118,14 +118,16 @@ def bare_worker(task: dict[str, Any], number: int, count: int, barrier: Any, res
 def raycurate_embed(task: dict[str, Any]) -> dict[str, Any]:
     """The whole stage, as the command line runs it."""
     began = time.perf_counter()
-    from raycurate.core.connect import connect
-    from raycurate.embed.config import EmbedConfig
-    from raycurate.embed.stage import run
+    from raycurate.encoders.embed_options import EmbedConfig
+    from raycurate.ray_runtime.connect import connect
+    from raycurate.stages.embed.stage import STAGE
 
     with tempfile.TemporaryDirectory() as folder:
         values = {"input": task["texts"], "output": f"{folder}/out", "model": task["model"], "title_field": "no_title"}
         connect("local")
-        result = run(EmbedConfig.parse({**values, "device": task["device"], **task["options"]}, where="benchmark"))
+        result = STAGE.run(
+            EmbedConfig.parse({**values, "device": task["device"], **task["options"]}, where="benchmark")
+        )
         total = time.perf_counter() - began
         vectors = read_vectors(Path(folder) / "out", result.manifest.model_dump())
     save(task["vectors"], vectors)
@@ -191,8 +193,8 @@ def retrieval(beir: str, options: dict[str, Any], model: str, device: str) -> fl
     import numpy as np
 
     from raycurate.encoders.base import encode, load_encoder
-    from raycurate.encoders.options import EncoderOptions
-    from raycurate.encoders.tokenize import Tokenizer
+    from raycurate.models.options import EncoderOptions
+    from raycurate.models.tokenize import Tokenizer
 
     folder = Path(beir)
     documents = [json.loads(line) for line in (folder / "corpus.jsonl").open()]
@@ -246,12 +248,12 @@ def main() -> None:
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import numpy as np
 
-    from raycurate.encoders.fetch import fetch_model
-    from raycurate.encoders.options import EncoderOptions
+    from raycurate.models.fetch import fetch_model
+    from raycurate.models.options import EncoderOptions
 
     corpus = options.corpus
     if corpus is None:
-        from raycurate.data.sample_corpus import build_sample_corpus
+        from raycurate.stages.sample_corpus.corpus import build_sample_corpus
 
         corpus = [build_sample_corpus(str(folder / "corpus")).path]
     texts = corpus_texts(corpus, options.documents, folder)

@@ -42,7 +42,7 @@ import numpy as np
 from finetune_training import OURS, PEER, SYSTEMS
 
 if TYPE_CHECKING:
-    from raycurate.data.beir import BeirData
+    from raycurate.data.corpora.beir import BeirData
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -55,7 +55,7 @@ BOUND = -0.01
 
 def pairs_of(folder: str, most: int) -> Iterator[dict[str, Any]]:
     """Questions of train.tsv in a random order with their positives, until there are `most` pairs of texts."""
-    from raycurate.data.beir import read_beir
+    from raycurate.data.corpora.beir import read_beir
 
     data = read_beir(folder, "train")
     questions = dict(zip(data.queries["_id"].to_pylist(), data.queries["text"].to_pylist(), strict=True))
@@ -84,8 +84,8 @@ def write_data(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     import pyarrow as pa
 
     import raycurate as rc
-    from raycurate.data.beir import read_beir
-    from raycurate.data.training import write_corpus, write_corpus_id_json
+    from raycurate.data.corpora.beir import read_beir
+    from raycurate.data.training.training import write_corpus, write_corpus_id_json
 
     corpus = read_beir(options.beir, "test").corpus
     titles, texts = corpus["title"].to_pylist(), corpus["text"].to_pylist()
@@ -131,8 +131,8 @@ class Judge:
     """Judges models on one split; `most` questions of it, all when 0."""
 
     def __init__(self, options: argparse.Namespace, work: Path, split: str, most: int = 0) -> None:
-        from raycurate.data.beir import read_beir
-        from raycurate.finetune.dev_eval import DevOptions
+        from raycurate.data.corpora.beir import read_beir
+        from raycurate.stages.finetune.dev_eval import DevOptions
 
         self.data = first(read_beir(options.beir, split), most)
         self.options = DevOptions(options.beir, str(work / "judged"), encoder(options))
@@ -140,7 +140,7 @@ class Judge:
 
     def __call__(self, model: str) -> dict[str, Any]:
         """The means of `SHOWN`, and nDCG@10 of each question."""
-        from raycurate.finetune.dev_eval import judge
+        from raycurate.stages.finetune.dev_eval import judge
 
         found = judge(model, self.data, self.options)
         return {name: found[name] for name in SHOWN} | {"by_question": found.per_query["NDCG@10"].to_pylist()}
@@ -151,7 +151,7 @@ def first(data: BeirData, most: int) -> BeirData:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from raycurate.data.beir import BeirData
+    from raycurate.data.corpora.beir import BeirData
 
     names = list(data.qrels)[: most or None]
     queries = data.queries.filter(pc.is_in(data.queries["_id"], value_set=pa.array(names, pa.string())))
@@ -178,8 +178,8 @@ class Comparison:
     """All trainings of a run and what they came to; each is written down in `work` when it is done."""
 
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
-        from raycurate.embed.config import EmbedConfig
-        from raycurate.encoders.fetch import fetch_model
+        from raycurate.encoders.embed_options import EmbedConfig
+        from raycurate.models.fetch import fetch_model
 
         self.options, self.work = options, work
         self.base = fetch_model(EmbedConfig(model=options.model, input="-", output="-"))
@@ -293,7 +293,7 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     options = parsed()
     from raycurate.core.config import fingerprint
-    from raycurate.core.connect import connect
+    from raycurate.ray_runtime.connect import connect
 
     connect()
     asked = [os.path.abspath(options.beir), options.model, options.pairs, options.negatives, options.max_length]

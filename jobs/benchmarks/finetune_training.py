@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raycurate.finetune.beside import Beside
-    from raycurate.finetune.writing import Interim, Saved, Write
+    from raycurate.training.checkpoints.writer import Beside
+    from raycurate.training.checkpoints.writing import Interim, Saved, Write
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -42,15 +42,15 @@ class Outcome:
 
 def train_ours(task: dict[str, Any]) -> Outcome:
     """The training loop in this process, as each rank of a stage runs it."""
-    from raycurate.data.training import read_training_data
-    from raycurate.encoders.options import EncoderOptions
-    from raycurate.finetune.backbones import ModelOptions, training_contract
-    from raycurate.finetune.checkpoints import CONSOLIDATED
-    from raycurate.finetune.loop import train
-    from raycurate.finetune.losses import FalseNegatives
-    from raycurate.finetune.options import TrainOptions
-    from raycurate.finetune.passages import PassageOptions
-    from raycurate.finetune.prepared import PrepareOptions, prepare
+    from raycurate.data.training.training import read_training_data
+    from raycurate.models.options import EncoderOptions
+    from raycurate.training.batches.passages import PassageOptions
+    from raycurate.training.batches.prepared import PrepareOptions, prepare
+    from raycurate.training.checkpoints.checkpoints import CONSOLIDATED
+    from raycurate.training.loop import train
+    from raycurate.training.loss.losses import FalseNegatives
+    from raycurate.training.model.backbones import ModelOptions, training_contract
+    from raycurate.training.options import TrainOptions
 
     length = task["max_length"]
     # unpadded attention has no dropout on CUDA
@@ -104,7 +104,7 @@ class Kept:
         """It is written within the step."""
 
     def after_step(self) -> Interim:
-        from raycurate.finetune.writing import Interim
+        from raycurate.training.checkpoints.writing import Interim
 
         return Interim.NO
 
@@ -152,7 +152,7 @@ def train_peer(task: dict[str, Any]) -> Outcome:
 
 def columns(task: dict[str, Any]) -> dict[str, list[str]]:
     """The same pairs and negatives as ours, negatives from the first again where there are too few."""
-    from raycurate.data.training import read_training_data
+    from raycurate.data.training.training import read_training_data
 
     data = read_training_data(task["train"])
     texts = data.corpora[0].texts.to_pylist()

@@ -38,9 +38,9 @@ REPEATS = 5  # of the group's runs, one worker and two in turn; medians are give
 
 def load(folder: str, rows: int) -> tuple[np.ndarray, int]:
     """Unit vectors [rows, dim] and how many of them are real."""
-    from raycurate.kmeans.config import KMeansConfig
-    from raycurate.kmeans.inputs import open_embeddings
-    from raycurate.kmeans.shards import read_piece
+    from raycurate.clustering.inputs import open_embeddings
+    from raycurate.clustering.shards import read_piece
+    from raycurate.stages.kmeans.config import KMeansConfig
 
     inputs = open_embeddings(KMeansConfig(input=folder, output="(none)"))
     parts = [read_piece(p, embedding_field="embeddings", dimension=inputs.dimension).rows_ND for p in inputs.pieces]
@@ -97,10 +97,10 @@ def plain_torch(data: np.ndarray, first: np.ndarray, iterations: int) -> list[tu
 def ours(data: np.ndarray, first: str, iterations: int, warm: float | None = None) -> list[tuple[float, float]]:
     import torch
 
-    from raycurate.kmeans.collective import Alone
-    from raycurate.kmeans.options import FitOptions
-    from raycurate.kmeans.points import Points
-    from raycurate.kmeans.torch_engine import fit
+    from raycurate.clustering.collective import Alone
+    from raycurate.clustering.options import FitOptions
+    from raycurate.clustering.points import Points
+    from raycurate.clustering.torch_engine import fit
 
     curve: list[tuple[float, float]] = []
     points = Points([data], np.arange(len(data)), torch.device("cpu"), 32768)
@@ -121,10 +121,10 @@ def ours(data: np.ndarray, first: str, iterations: int, warm: float | None = Non
 
 def group(folder: Path, first: str, iterations: int, workers: int) -> float:
     """Seconds of the fit of `workers` workers of one thread."""
+    from raycurate.clustering.group import GroupPlan, KMeansGroup
+    from raycurate.clustering.options import FitOptions
+    from raycurate.clustering.shards import pieces_of
     from raycurate.core import storage
-    from raycurate.kmeans.group import GroupPlan, KMeansGroup
-    from raycurate.kmeans.options import FitOptions
-    from raycurate.kmeans.shards import pieces_of
 
     pieces = pieces_of(storage.list_files(str(folder)), filetype="parquet", embedding_field="embeddings")
     centroids = np.load(first)
@@ -145,7 +145,7 @@ def store(data: np.ndarray, folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from raycurate.kmeans.assignment import fixed_size_lists
+    from raycurate.clustering.assignment import fixed_size_lists
 
     table = pa.table({"embeddings": fixed_size_lists(data)})
     pq.write_table(table, folder / "a.parquet", row_group_size=5000, compression="none")

@@ -30,7 +30,7 @@ SYSTEMS = ("raycurate", "sentence-transformers", "sentence-transformers, faiss")
 
 def load(folders: list[str], most: int) -> tuple[list[str], list[tuple[str, int]]]:
     """(texts of the documents, each once; (question, row of its positive))."""
-    from raycurate.data.beir import read_beir
+    from raycurate.data.corpora.beir import read_beir
 
     rows: dict[str, int] = {}
     pairs: dict[str, int] = {}
@@ -58,8 +58,8 @@ def run_ours(work: Path, texts: list[str], pairs: list[tuple[str, int]], options
     import pyarrow as pa
 
     import raycurate as rc
-    from raycurate.core.connect import connect
-    from raycurate.data.training import write_corpus, write_corpus_id_json
+    from raycurate.data.training.training import write_corpus, write_corpus_id_json
+    from raycurate.ray_runtime.connect import connect
 
     names = [f"d{row:07d}" for row in range(len(texts))]
     write_corpus(str(work / "corpus"), "benchmark", pa.table({"id": names, "text": texts}))
@@ -97,8 +97,8 @@ def run_peer(work: Path, texts: list[str], pairs: list[tuple[str, int]], options
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import mine_hard_negatives
 
-    from raycurate.embed.config import EmbedConfig
-    from raycurate.encoders.fetch import fetch_model
+    from raycurate.encoders.embed_options import EmbedConfig
+    from raycurate.models.fetch import fetch_model
 
     folder = fetch_model(EmbedConfig(model=options.model, input="-", output="-"))
     rows = {text: row for row, text in enumerate(texts)}

@@ -276,7 +276,7 @@ def measure(folder: str, options: argparse.Namespace) -> dict[str, dict[str, flo
 
 
 def ray_in_turn(folder: str, options: argparse.Namespace) -> tuple[float, float, float]:
-    from raycurate.core.connect import connect, disconnect
+    from raycurate.ray_runtime.connect import connect, disconnect
 
     info = connect("local", num_cpus=max(options.workers, os.cpu_count() or 1))
     try:

@@ -44,10 +44,10 @@ def searches(queries_QD: np.ndarray, documents: Any) -> Iterator[tuple[str, np.n
 
 
 def judged(folder: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    from raycurate.data.beir import read_beir
-    from raycurate.embed.cache import Texts, embed_texts
-    from raycurate.evaluate.metrics import evaluate_hits
-    from raycurate.evaluate.retrieve import names_of, searchable
+    from raycurate.data.corpora.beir import read_beir
+    from raycurate.encoders.cache import Texts, embed_texts
+    from raycurate.retrieval.metrics import evaluate_hits
+    from raycurate.retrieval.retrieve import names_of, searchable
     from raycurate.search import search
 
     data = read_beir(options.beir, options.split)
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--cache", help="folder of vectors that is kept")
     parser.add_argument("--out", default="benchmark-search-quality.json")
     options = parser.parse_args()
-    from raycurate.core.connect import connect, disconnect
+    from raycurate.ray_runtime.connect import connect, disconnect
 
     info = connect("local")
     try:

@@ -6,12 +6,13 @@ A stage takes an output for done by the files' sizes, which a listing gives; onl
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from raycurate.core import storage
 
+Tasks = Callable[[Callable[[list[str]], list[str]], list[list[str]]], list[list[str]]]
+"""A function and its arguments -> its results, in order."""
 _CHUNK = 1 << 22
 _THREADS = 8
 _ON_THE_DRIVER = 1 << 30  # bytes; more is read by tasks of the cluster, where one is connected
@@ -28,14 +29,14 @@ def checksum(path: str) -> str:
     return f"blake2b:{digest.hexdigest()}"
 
 
-def checksums(files: Sequence[tuple[str, int]]) -> list[str]:
-    """The checksums of files, given as path and size, in their order."""
-    if sum(size for _, size in files) <= _ON_THE_DRIVER or not _ray_is_connected():
+def checksums(files: Sequence[tuple[str, int]], *, tasks: Tasks | None = None) -> list[str]:
+    """The checksums of files, given as path and size, in their order.
+
+    Args:
+        tasks: how work is spread over a cluster, for more than a machine should read alone.
+    """
+    if tasks is None or sum(size for _, size in files) <= _ON_THE_DRIVER:
         return _by_threads([path for path, _ in files])
-    import ray
-
-    from raycurate.core.cluster import remote_task
-
     parts: list[list[str]] = []
     room = 0
     for path, size in files:
@@ -44,14 +45,9 @@ def checksums(files: Sequence[tuple[str, int]]) -> list[str]:
             room = _A_TASK
         parts[-1].append(path)
         room -= size
-    task = remote_task(_by_threads, name="Checksums", num_cpus=0.5)
-    return [found for part in ray.get([task.remote(part) for part in parts]) for found in part]
+    return [found for part in tasks(_by_threads, parts) for found in part]
 
 
 def _by_threads(paths: list[str]) -> list[str]:
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(checksum, paths))
-
-
-def _ray_is_connected() -> bool:
-    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())

@@ -40,8 +40,8 @@ SHARED_KEYS = tuple(SHARED_TYPES)
 OF_A_STAGE = ("encoder",)
 """Shared keys that a stage's own value is laid over; given for one stage, they are its own."""
 MAPPINGS = {
-    "encoder": ("raycurate.embed.config:EmbedConfig", "raycurate.encoders.declared:RoleOptions"),
-    "document_options": ("raycurate.data.documents:DocumentsOptions",),
+    "encoder": ("raycurate.encoders.embed_options:EmbedConfig", "raycurate.encoders.declared:RoleOptions"),
+    "document_options": ("raycurate.data.documents.documents:DocumentsOptions",),
 }
 """Options that are mappings of options, wherever they stand, and the models that declare their keys."""
 Place = Literal["input", "output", "model", "cache", "state"]

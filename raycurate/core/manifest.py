@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from raycurate.core import storage
-from raycurate.core.checksums import checksums
+from raycurate.core.checksums import Tasks, checksums
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError, OutputExistsError, RaycurateError
 from raycurate.core.lock import LOCK, is_locked, output_lock, require_held
@@ -301,10 +301,14 @@ def state_of(folder: str, make_key: Callable[[], StageKey], describe: Callable[[
         return f"cannot run: {error}"
 
 
-def commit(folder: str, manifest: Manifest) -> None:
-    """Make the output whole; only then drop the staging files and, with overwrite, the files that it replaces."""
+def commit(folder: str, manifest: Manifest, *, tasks: Tasks | None = None) -> None:
+    """Make the output whole; only then drop the staging files and, with overwrite, the files that it replaces.
+
+    Args:
+        tasks: what reads the files for their checksums where they are many gigabytes.
+    """
     old = read_manifest(folder)
-    manifest.files = _with_checksums(folder, manifest.files)
+    manifest.files = _with_checksums(folder, manifest.files, tasks)
     require_held(folder)
     write_manifest(folder, manifest)
     _drop_old_names(folder)
@@ -313,9 +317,9 @@ def commit(folder: str, manifest: Manifest) -> None:
     storage.delete(storage.join(folder, STAGING))
 
 
-def _with_checksums(folder: str, files: list[OutputFile]) -> list[OutputFile]:
+def _with_checksums(folder: str, files: list[OutputFile], tasks: Tasks | None) -> list[OutputFile]:
     without = [file for file in files if file.checksum is None]
-    made = checksums([(storage.join(folder, file.path), file.size) for file in without])
+    made = checksums([(storage.join(folder, file.path), file.size) for file in without], tasks=tasks)
     found = dict(zip((file.path for file in without), made, strict=True))
     return [file.model_copy(update={"checksum": file.checksum or found[file.path]}) for file in files]
 

@@ -26,7 +26,7 @@ PROGRESS_SECONDS = "RAYCURATE_PROGRESS_SECONDS"
 _FROM_WORKER = re.compile(r"^(?:\x1b\[\d+m)?\(.+? pid=\d+[^)]*\)(?:\x1b\[0m)? ?")
 _OWN_LINE = re.compile(r"^\d\d:\d\d:\d\d (DEBUG|INFO|WARNING|ERROR|CRITICAL) (raycurate[\w.]*)")
 _PROGRESS = re.compile(r"^[a-z][\w .-]*(?: \(.*\))?: [\d,]+(?:/[\d,]+)? \w+, [\d,.]+/s, ")
-_TELLS = "raycurate.finetune"  # what workers of a training say in passing is for all to see: validations, checkpoints
+_TELLS = ("raycurate.training", "raycurate.stages.finetune")  # of workers: validations, checkpoints, ...
 _REPEATED = re.compile(r"(?:\x1b\[\d+m)? ?\[repeated \d+x across cluster\].*$")
 
 

@@ -11,19 +11,17 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-import pyarrow as pa
 
-from raycurate.core.checkpoint import counts_padding
-from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import ConfigError, ContractError
-from raycurate.core.modules import read_modules
-from raycurate.encoders.options import EncoderOptions
+from raycurate.models.checkpoint import counts_padding
+from raycurate.models.contract import EmbeddingContract
+from raycurate.models.modules import read_modules
+from raycurate.models.options import EncoderOptions
+from raycurate.models.tokenize import TokenBatch
 
 Vectors = np.ndarray | list[np.ndarray]
 
@@ -34,51 +32,6 @@ _ENGINE_CLASSES = {
     "endpoint": ("raycurate.encoders.endpoint", "EndpointEncoder"),
 }
 _LARGE_DECODER = 500_000_000  # parameters from which vLLM's start-up is paid back
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Token ids of n rows, ragged: row i is ids[offsets[i]:offsets[i + 1]].
-
-    ids: int32 [total]; offsets: int64 [n + 1], from 0 to total.
-    """
-
-    ids: np.ndarray
-    offsets: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.ids[self.offsets[row] : self.offsets[row + 1]]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.offsets)
-
-    @classmethod
-    def from_lists(cls, rows: Sequence[Sequence[int]]) -> TokenBatch:
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(r) for r in rows], out=offsets[1:])
-        flat = (i for row in rows for i in row)
-        return cls(np.fromiter(flat, np.int32, count=int(offsets[-1])), offsets)
-
-    @classmethod
-    def from_arrow(cls, column: pa.Array | pa.ChunkedArray) -> TokenBatch:
-        """From a list<int32> column without nulls; the ids are not copied (unless it has several chunks)."""
-        if isinstance(column, pa.ChunkedArray):
-            column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-        if column.null_count:
-            raise ValueError(f"{column.null_count} rows of the token column are null")
-        offsets = column.offsets.to_numpy().astype(np.int64)
-        ids = column.values.to_numpy(zero_copy_only=True)[offsets[0] : offsets[-1]]
-        return cls(ids, offsets - offsets[0])
-
-    def to_arrow(self) -> pa.ListArray | pa.LargeListArray:
-        """As list<int32> over the same ids; large_list where the offsets need 64 bits."""
-        if self.offsets[-1] < 2**31:
-            return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.ids))
-        return pa.LargeListArray.from_arrays(pa.array(self.offsets), pa.array(self.ids))
 
 
 @runtime_checkable
@@ -113,7 +66,7 @@ def contract_for(options: EncoderOptions, folder: str) -> EmbeddingContract:
     Raises:
         InputError, ContractError: the model is broken, or the engine asked for cannot run it as it should be run.
     """
-    from raycurate.encoders.tokenize import check_tokenizer
+    from raycurate.models.tokenize import check_tokenizer
 
     contract = EmbeddingContract.from_checkpoint(
         folder, pooling=options.pooling, normalize=options.normalize, max_length=options.max_length
@@ -177,7 +130,7 @@ def choose_engine(options: EncoderOptions, *, gpu: bool) -> tuple[str, str]:
         return "transformers", "vLLM is not installed here."
     if options.pooling == "weighted_mean" or options.trust_remote_code:
         return "transformers", "weighted_mean pooling and remote code are its own."
-    from raycurate.encoders.fetch import fetch_encoder
+    from raycurate.models.fetch import fetch_encoder
 
     decoder, parameters = _size(fetch_encoder(options))
     if decoder and parameters >= _LARGE_DECODER:
@@ -188,7 +141,7 @@ def choose_engine(options: EncoderOptions, *, gpu: bool) -> tuple[str, str]:
 
 def _size(folder: str) -> tuple[bool, int]:
     """Whether the model is a decoder by build, and about how many parameters its weight files hold."""
-    from raycurate.core.checkpoint import attention_of, body_folder, read_config
+    from raycurate.models.checkpoint import attention_of, body_folder, read_config
 
     body = body_folder(folder)
     config = read_config(body)

@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import field_validator, model_validator
 
 from raycurate.core.config import StageConfig, option, resolve, unknown_key
-from raycurate.core.contract import pooling_name
 from raycurate.core.errors import ConfigError
+from raycurate.models.contract import pooling_name
 
 BY_ROLE = ("query_prefix", "passage_prefix", "query_max_length", "passage_max_length")
 OF_THE_MODEL = (*BY_ROLE, "revision", "tokenizer", "add_bos", "add_eos", "pooling", "normalize", "max_length")
@@ -92,7 +92,7 @@ def checked(encoder: Said) -> dict[str, Any]:
     Raises:
         ValueError: a key that nobody knows, one that is said otherwise, or a value that cannot be.
     """
-    from raycurate.embed.config import EmbedConfig
+    from raycurate.encoders.embed_options import EmbedConfig
 
     known = [*BY_ROLE, *(EmbedConfig.model_fields.keys() - {*_SAID_OTHERWISE, "input", "output"})]
     found = renamed(dict(encoder), ALIASES)
@@ -168,7 +168,7 @@ def of_any_model(encoder: Said) -> dict[str, Any]:
 
 def decisive(encoder: Said) -> dict[str, Any]:
     """What of it has a part in the numbers that come out."""
-    from raycurate.embed.config import EmbedConfig
+    from raycurate.encoders.embed_options import EmbedConfig
 
     operational = EmbedConfig.operational_keys()
     return {name: value for name, value in encoder.items() if name not in operational}

@@ -34,11 +34,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 import numpy as np
 
 from raycurate.core.config import unknown_key
-from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import ConfigError, ContractError, InputError, require
-from raycurate.encoders.base import TokenBatch, Vectors, is_url
+from raycurate.encoders.base import Vectors, is_url
 from raycurate.encoders.batching import micro_batches
-from raycurate.encoders.options import EncoderOptions
+from raycurate.models.contract import EmbeddingContract
+from raycurate.models.options import EncoderOptions
+from raycurate.models.tokenize import TokenBatch
 
 _KNOWN = (
     "url", "model", "api_key_env", "input_type", "truncate", "tokenizer", "encoding_format", "dimensions",
@@ -359,8 +360,8 @@ def _clipper(model: str, options: EncoderOptions, contract: EmbeddingContract) -
     """A function that cuts texts to max_length tokens, special ones included, where the last token ends."""
     from transformers import AutoTokenizer
 
-    from raycurate.core.checkpoint import body_folder
-    from raycurate.encoders.fetch import fetch_model
+    from raycurate.models.checkpoint import body_folder
+    from raycurate.models.fetch import fetch_model
 
     folder = body_folder(fetch_model(options.model_copy(update={"model": model, "revision": None})))
     tokenizer = AutoTokenizer.from_pretrained(folder)

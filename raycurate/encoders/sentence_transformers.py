@@ -14,11 +14,12 @@ from typing import Any, Literal
 import numpy as np
 
 from raycurate.core.errors import ConfigError, ContractError, require
-from raycurate.encoders.base import TokenBatch, Vectors, contract_for, versions_of
-from raycurate.encoders.devices import choose_batch_tokens, choose_device, choose_dtype, dtype_name
-from raycurate.encoders.fetch import fetch_encoder
-from raycurate.encoders.loading import stock_mirror
-from raycurate.encoders.options import EncoderOptions
+from raycurate.encoders.base import Vectors, contract_for, versions_of
+from raycurate.models.devices import choose_batch_tokens, choose_device, choose_dtype, dtype_name
+from raycurate.models.fetch import fetch_encoder
+from raycurate.models.loading import stock_mirror
+from raycurate.models.options import EncoderOptions
+from raycurate.models.tokenize import TokenBatch
 
 _MODES = {
     "mean": "mean", "cls": "cls", "last": "lasttoken", "weighted_mean": "weightedmean", "max": "max",
@@ -104,7 +105,7 @@ class SentenceTransformersEncoder:
             normalize_embeddings=self.contract.normalize and not many,
         )
         if many:
-            from raycurate.encoders.pooling import normalize
+            from raycurate.models.pooling import normalize
 
             rows = [row.float() for row in found]
             rows = normalize(rows) if self.contract.normalize else rows  # type: ignore[assignment]

@@ -26,19 +26,19 @@ from torch import Tensor
 
 from raycurate.core.config import unknown_key
 from raycurate.core.errors import CapacityError, ConfigError, InputError
-from raycurate.encoders.base import TokenBatch, Vectors, contract_for, versions_of
+from raycurate.encoders.base import Vectors, contract_for, versions_of
 from raycurate.encoders.batching import micro_batches
-from raycurate.encoders.devices import (
+from raycurate.models.devices import (
     choose_batch_tokens,
     choose_device,
     choose_dtype,
     dtype_name,
     matmul_precision,
 )
-from raycurate.encoders.fetch import fetch_encoder
-from raycurate.encoders.loading import load_heads, load_model
-from raycurate.encoders.options import EncoderOptions
-from raycurate.encoders.packed import (
+from raycurate.models.fetch import fetch_encoder
+from raycurate.models.loading import load_heads, load_model
+from raycurate.models.options import EncoderOptions
+from raycurate.models.packed import (
     NAME,
     Layout,
     PackedUnsupportedError,
@@ -48,8 +48,8 @@ from raycurate.encoders.packed import (
     probe_lengths,
     register,
 )
-from raycurate.encoders.pooling import normalize, pool_packed, pool_padded
-from raycurate.encoders.tokenize import Tokenizer
+from raycurate.models.pooling import normalize, pool_packed, pool_padded
+from raycurate.models.tokenize import TokenBatch, Tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -14,15 +14,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raycurate.core.checkpoint import body_folder
-from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import ContractError, InputError, require
-from raycurate.encoders.base import TokenBatch, Vectors, contract_for, versions_of
-from raycurate.encoders.devices import choose_device, choose_dtype, dtype_name
-from raycurate.encoders.fetch import fetch_encoder
-from raycurate.encoders.loading import stock_mirror
-from raycurate.encoders.options import EncoderOptions
-from raycurate.encoders.tokenize import Tokenizer
+from raycurate.encoders.base import Vectors, contract_for, versions_of
+from raycurate.models.checkpoint import body_folder
+from raycurate.models.contract import EmbeddingContract
+from raycurate.models.devices import choose_device, choose_dtype, dtype_name
+from raycurate.models.fetch import fetch_encoder
+from raycurate.models.loading import stock_mirror
+from raycurate.models.options import EncoderOptions
+from raycurate.models.tokenize import TokenBatch, Tokenizer
 
 _POOLER = {"mean": "MEAN", "cls": "CLS", "last": "LAST"}
 
@@ -87,7 +87,7 @@ class VllmEncoder:
         """Float32 [n, dimension], or a list of [tokens_i, dimension] for multi_vector."""
         import torch
 
-        from raycurate.encoders.pooling import normalize, pool_packed
+        from raycurate.models.pooling import normalize, pool_packed
 
         many = self.contract.pooling == "multi_vector"
         if not prepared:

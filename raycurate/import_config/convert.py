@@ -96,13 +96,13 @@ def _read(path: str, draft: Draft) -> str:
 def _problem(values: Mapping[str, Any]) -> str | None:
     """What `raycurate run` would refuse of the recipe, if anything."""
     from raycurate.core.config import Recipe, UnsetVariableError
-    from raycurate.pipeline import STAGES
+    from raycurate.pipeline import STAGES, config_of
 
     recipe = Recipe(dict(values), "the recipe")
     try:
         for name in values:
             if name in STAGES:
-                STAGES[name].config(recipe)
+                config_of(name, recipe)
     except UnsetVariableError:
         return None  # set where the recipe will run, perhaps
     except ConfigError as error:

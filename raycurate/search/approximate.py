@@ -72,7 +72,7 @@ def search_approximately(
     """
     import ray
 
-    from raycurate.core.cluster import remote_task, require_ray
+    from raycurate.ray_runtime.cluster import remote_task, require_ray
 
     require_ray("search")
     require("faiss", _EXTRA, purpose="approximate search")

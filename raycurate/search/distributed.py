@@ -27,7 +27,7 @@ from raycurate.search.worker import Engine, Exact, Job, search_share
 if TYPE_CHECKING:
     import ray
 
-    from raycurate.core.cluster import ActorGroupOptions
+    from raycurate.ray_runtime.cluster import ActorGroupOptions
     from raycurate.search.token_shards import TokenShards
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def search(
     """
     import ray
 
-    from raycurate.core.cluster import require_ray
+    from raycurate.ray_runtime.cluster import require_ray
 
     require_ray("search")
     if k < 1 or query_block < 1:
@@ -148,7 +148,7 @@ class _Ahead:
 def _stream(run: _Run, queries: ray.ObjectRef, limits: Limits | None) -> Generator[tuple[int, Hits], None, None]:
     import ray
 
-    from raycurate.core.cluster import environment_versions, remote_task
+    from raycurate.ray_runtime.cluster import environment_versions, remote_task
 
     device, threads = "cuda" if run.workers.gpus else "cpu", max(1, int(run.workers.cpus))
     versions = environment_versions()
@@ -190,7 +190,7 @@ def _cut(blocks: Generator[tuple[int, Hits], None, None], size: int) -> Iterator
 def _next(ahead: deque[_Ahead]) -> tuple[int, Hits]:
     import ray
 
-    from raycurate.core.cluster import user_error
+    from raycurate.ray_runtime.cluster import user_error
 
     block = ahead.popleft()
     try:
@@ -224,8 +224,8 @@ def _task(workers: Workers, returns: int) -> Any:
 
 def plan_workers(wanted: int | None, device: str, options: ActorGroupOptions | None) -> Workers:
     """As the arguments of `search` ask for them; raises CapacityError and ConfigError as it does."""
-    from raycurate.core.capacity import asked_gpus
-    from raycurate.core.cluster import OperatorDemand, capacity, check_plan
+    from raycurate.ray_runtime.capacity import asked_gpus
+    from raycurate.ray_runtime.cluster import OperatorDemand, capacity, check_plan
 
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device={device}; it is one of auto, cpu, cuda", where="search")
@@ -261,7 +261,7 @@ def _shares(documents: VectorShards | TokenShards, workers: int, queries: int, b
 def _shape(queries_QD: np.ndarray | ray.ObjectRef) -> tuple[int, ...]:
     import ray
 
-    from raycurate.core.cluster import remote_task
+    from raycurate.ray_runtime.cluster import remote_task
 
     if not isinstance(queries_QD, ray.ObjectRef):
         return np.shape(queries_QD)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from raycurate.core.cluster import ActorGroupOptions
+    from raycurate.ray_runtime.cluster import ActorGroupOptions
 
 _GROUP = 4096  # tokens of documents in one product, padding included
 _ASKED = 2048  # tokens of queries in one product
@@ -64,7 +64,7 @@ def search_maxsim(
         InputError: vectors that are not finite or that differ in dimension, or a text without any.
         and what `search` raises.
     """
-    from raycurate.core.cluster import require_ray
+    from raycurate.ray_runtime.cluster import require_ray
 
     require_ray("search")
     if k < 1 or query_block < 1:
@@ -213,7 +213,7 @@ class BestTexts:
 
     def add(self, documents: _Prepared) -> None:
         """Take in documents: what may be among the k best waits for its float64 score."""
-        from raycurate.encoders.devices import true_float32
+        from raycurate.models.devices import true_float32
 
         error_Q = self._error(documents.texts)
         with true_float32():

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from raycurate.encoders.devices import bfloat16_is_faster
+from raycurate.models.devices import bfloat16_is_faster
 from raycurate.search.hits import EMPTY, Limits, best_of, keys_of, rows_of
 from raycurate.search.prepared import Documents, Vectors, score_pairs
 from raycurate.search.shards import Piece, VectorShards

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raycurate.encoders.devices import bfloat16_is_faster, true_float32
+from raycurate.models.devices import bfloat16_is_faster, true_float32
 from raycurate.search.hits import EMPTY, Hits, Limits, best_of, keys_of, take_pairs
 from raycurate.search.prepared import Buffers, Documents, Vectors, score_pairs
 from raycurate.search.scan import Asked, most_open, scan, where

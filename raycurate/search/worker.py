@@ -91,7 +91,7 @@ class Exact(Engine):
     queries_at_once = 16_384
 
     def prepare(self, documents_MD: np.ndarray, piece: Piece, place: Place, *, where: str) -> Any:
-        from raycurate.encoders.devices import bfloat16_is_faster
+        from raycurate.models.devices import bfloat16_is_faster
         from raycurate.search.prepared import Documents
 
         rough = bfloat16_is_faster(place.device)
@@ -107,8 +107,8 @@ def search_share(job: Job, queries_QD: Any, limits: Limits | None, engine: Engin
     """What a task does: (keys uint64 [B, k], dropped int64 [B]) of each block: a tuple of them, or the one alone."""
     import torch
 
-    from raycurate.core.cluster import check_environment
     from raycurate.core.malloc import reuse_freed_memory
+    from raycurate.ray_runtime.cluster import check_environment
     from raycurate.search.prepared import Buffers
 
     check_environment(job.versions, "search")

@@ -11,8 +11,8 @@ import json
 import sys
 
 from raycurate.core.config import load_recipe
-from raycurate.core.connect import connect, disconnect
 from raycurate.core.errors import ConfigError, RaycurateError
+from raycurate.ray_runtime.connect import connect, disconnect
 
 
 def main(arguments: list[str]) -> int:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from raycurate.core import cluster, connect
-from raycurate.core.capacity import UNLIMITED, matches, placeable
-from raycurate.core.cluster import ActorGroupOptions, Capacity, NodeShape, OperatorDemand, check_plan
 from raycurate.core.errors import CapacityError, ConfigError, MissingDependencyError, RaycurateError
+from raycurate.ray_runtime import cluster, connect
+from raycurate.ray_runtime.capacity import UNLIMITED, matches, placeable
+from raycurate.ray_runtime.cluster import ActorGroupOptions, Capacity, NodeShape, OperatorDemand, check_plan
 from tests.clusters import HeadNode, head_node
 from tests.processes import PATIENCE_S
 
@@ -305,8 +305,8 @@ def test_a_users_error_in_a_worker_comes_back_as_itself() -> None:
 
 CLIENT = """
 import json, sys
-from raycurate.core.cluster import capacity
-from raycurate.core.connect import connect, disconnect
+from raycurate.ray_runtime.cluster import capacity
+from raycurate.ray_runtime.connect import connect, disconnect
 from raycurate.core.errors import RaycurateError
 try:
     info = connect(sys.argv[1] if len(sys.argv) > 1 else None)
@@ -377,7 +377,7 @@ def test_addresses_of_another_kind_say_what_they_are_for(token_head: HeadNode, a
 
 
 def test_num_cpus_is_for_a_ray_that_is_started_here() -> None:
-    code = "from raycurate.core.connect import connect; connect('127.0.0.1:1', num_cpus=2)"
+    code = "from raycurate.ray_runtime.connect import connect; connect('127.0.0.1:1', num_cpus=2)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "ConfigError" in done.stderr and "num_cpus=2" in done.stderr
 

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from raycurate.core import connect
 from raycurate.core.errors import RaycurateError
 from raycurate.encoders.base import MODULES_FROM, custom_engine
+from raycurate.ray_runtime import connect
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("queue", "random", "calendar", "token", "secrets", "csv", "raycurate_trap")
 TRAP = "import os, sys\nopen(os.environ['RC_TRAP'], 'a').write(f'{__name__} in {sys.argv[:1]} {os.getpid()}\\n')\n"
 ENGINE = """
 import numpy as np
-from raycurate.core.contract import EmbeddingContract
+from raycurate.models.contract import EmbeddingContract
 
 class Own:
     accepts = "text"
@@ -38,7 +38,7 @@ class Own:
 """
 SOCKETS = """
 import json, psutil, sys
-from raycurate.core.connect import connect, disconnect
+from raycurate.ray_runtime.connect import connect, disconnect
 info = connect("local", num_cpus=1)
 import ray
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from raycurate.core.contract import POOLINGS, EmbeddingContract, contract_from_schema, contract_to_schema
 from raycurate.core.errors import ContractError, InputError
+from raycurate.models.contract import POOLINGS, EmbeddingContract, contract_from_schema, contract_to_schema
 from tests.encoders.tiny import save_llama, save_roberta
 
 

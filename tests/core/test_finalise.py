@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raycurate.core import finalise as module
-from raycurate.core import repeated_ids
 from raycurate.core.errors import InputError, RaycurateError
-from raycurate.core.finalise import Layout, finalise
-from raycurate.core.staging import committed, is_complete, mark_complete
+from raycurate.streams import finalise as module
+from raycurate.streams import repeated_ids
+from raycurate.streams.finalise import Layout, finalise
+from raycurate.streams.staging import committed, is_complete, mark_complete
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

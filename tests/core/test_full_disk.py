@@ -16,9 +16,9 @@ import pytest
 import raycurate as rc
 from raycurate.core import storage
 from raycurate.core.errors import RaycurateError
-from raycurate.core.finalise import LazyParquet
-from raycurate.embed.config import EmbedConfig
-from raycurate.embed.stage import run as embed
+from raycurate.encoders.embed_options import EmbedConfig
+from raycurate.stages.embed.stage import STAGE
+from raycurate.streams.finalise import LazyParquet
 
 BYTES = 2**20
 
@@ -77,7 +77,7 @@ def test_embed_and_kmeans_name_the_folder_and_go_on_when_there_is_room(small_dis
         "keep_text": True,
     }
     with pytest.raises(RaycurateError, match=r"/disk/emb/.*: the disk is full"):
-        embed(EmbedConfig.parse(options, where="embed"))
+        STAGE.run(EmbedConfig.parse(options, where="embed"))
     storage.delete(str(small_disk / "emb"))
     subprocess.run(["mount", "-o", f"remount,size={64 * BYTES}", str(small_disk)], check=True)
     assert rc.kmeans(str(tmp_path / "in"), out, n_clusters=2).manifest.counts["rows"] == 1500

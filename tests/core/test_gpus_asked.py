@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from raycurate.core.capacity import UNLIMITED, Capacity, NodeShape, asked_gpus
 from raycurate.core.errors import CapacityError, ConfigError
+from raycurate.ray_runtime.capacity import UNLIMITED, Capacity, NodeShape, asked_gpus
 
 CPUS = NodeShape({"CPU": 4.0, "memory": 2.0**34})
 GPUS = NodeShape({"CPU": 4.0, "GPU": 2.0, "memory": 2.0**34})
@@ -46,8 +46,8 @@ def test_two_options_that_cannot_both_be_meant(device: str, numbers: dict[str, A
 
 
 def _embed(options: dict[str, Any], there: Capacity) -> float:
-    from raycurate.embed.config import EmbedConfig
-    from raycurate.embed.plan import make_plan
+    from raycurate.encoders.embed_options import EmbedConfig
+    from raycurate.encoders.plan import make_plan
     from tests.embed.hashing import HashEncoder
 
     config = EmbedConfig(**{"input": "i", "output": "o", "model": "m", "engine": "transformers", **options})
@@ -57,9 +57,9 @@ def _embed(options: dict[str, Any], there: Capacity) -> float:
 def _kmeans(options: dict[str, Any], there: Capacity) -> float:
     from types import SimpleNamespace
 
-    from raycurate.kmeans.centroids import Given
-    from raycurate.kmeans.config import KMeansConfig
-    from raycurate.kmeans.plan import make_plan
+    from raycurate.clustering.centroids import Given
+    from raycurate.stages.kmeans.config import KMeansConfig
+    from raycurate.stages.kmeans.plan import make_plan
 
     config = KMeansConfig(**{"input": "i", "output": "o", "n_clusters": 1, "engine": "torch", **options})
     inputs: Any = SimpleNamespace(vector_bytes=1 << 20)
@@ -67,8 +67,8 @@ def _kmeans(options: dict[str, Any], there: Capacity) -> float:
 
 
 def _finetune(options: dict[str, Any], there: Capacity) -> float:
-    from raycurate.finetune.config import FinetuneConfig
-    from raycurate.finetune.driver import layout
+    from raycurate.stages.finetune.config import FinetuneConfig
+    from raycurate.stages.finetune.driver import layout
 
     return layout(
         FinetuneConfig(**{"train": "t", "model": "m", "output": "o", "num_workers": 1, **options}), there

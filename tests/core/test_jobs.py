@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from raycurate.core import jobs
 from raycurate.core.config import Recipe
 from raycurate.core.errors import ConfigError, RaycurateError
 from raycurate.pipeline import options_of
+from raycurate.ray_runtime import jobs
 from tests.clusters import HeadNode, head_node
 from tests.processes import PATIENCE_S
 
@@ -37,7 +37,7 @@ def submit_from_a_process(head: HeadNode, recipe: dict[str, Any], **changes: Any
     code = (
         "import dataclasses, json, sys\n"
         "from raycurate.core.config import Recipe\nfrom raycurate.core.errors import RaycurateError\n"
-        "from raycurate.core.jobs import submit\n"
+        "from raycurate.ray_runtime.jobs import submit\n"
         "given = json.loads(sys.argv[1])\n"
         "try:\n"
         "    result = submit('embed', Recipe(given['recipe'], 'r.yaml'), **given['options'])\n"

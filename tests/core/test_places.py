@@ -10,8 +10,8 @@ import pytest
 from raycurate.core.config import load_recipe
 from raycurate.core.errors import ConfigError
 from raycurate.core.places import kind_of, refuse_overlaps, resolved
-from raycurate.data.documents import DocumentsOptions
-from raycurate.pipeline import STAGES
+from raycurate.data.documents.documents import DocumentsOptions
+from raycurate.pipeline import STAGES, config_of
 
 NEEDED: dict[str, dict[str, Any]] = {
     "embed": {"model": "m", "engine": "a:B"},
@@ -27,13 +27,13 @@ NEEDED: dict[str, dict[str, Any]] = {
 PLACES = [
     (stage, name)
     for stage in NEEDED
-    for name, info in STAGES[stage].config_class.model_fields.items()
+    for name, info in STAGES[stage].Config.model_fields.items()
     if kind_of(info) in ("input", "model") and name != "init"  # which is a file
 ]
 
 
 def parse(stage: str, **values: Any) -> None:
-    STAGES[stage].config_class.parse(values, where=stage)
+    STAGES[stage].Config.parse(values, where=stage)
 
 
 def values_of(stage: str, name: str, path: str) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def test_a_file_of_first_centroids_is_looked_at(tmp_path: Path) -> None:
 def test_a_recipe_is_refused_before_its_first_stage(tmp_path: Path) -> None:
     recipe = load_recipe(None, [f"corpus={tmp_path}", f"workdir={tmp_path}/work", "model=m"], stages=STAGES)
     with pytest.raises(ConfigError, match="lies inside"):
-        STAGES["embed"].config(recipe)
+        config_of("embed", recipe)
 
 
 def test_a_path_is_what_it_leads_to(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_options_that_name_places_are_known() -> None:
     said = {
         f"{stage}.{name}"
         for stage, found in STAGES.items()
-        for name, info in found.config_class.model_fields.items()
+        for name, info in found.Config.model_fields.items()
         if kind_of(info) is None
         and name not in known | other
         and "str" in str(info.annotation)

@@ -27,7 +27,7 @@ with quiet(verbose={verbose}) as path:
     print("\\x1b[36m(MapWorker(MapBatches(Encode)) pid=7)\\x1b[0m 15:07:59 INFO raycurate.encoders: of a worker")
     print("(MapWorker(MapBatches(Encode)) pid=7, ip=10.0.0.1) 15:07:59 WARNING raycurate.encoders: a worker's warning",
           file=sys.stderr)
-    print("(RayTrainWorker pid=8) 15:07:59 INFO raycurate.finetune.logs: step 3: val_loss 0.5")
+    print("(RayTrainWorker pid=8) 15:07:59 INFO raycurate.training.logs: step 3: val_loss 0.5")
     print("(RayTrainWorker pid=8) a print of a library in a worker")
     print("(RayTrainWorker pid=8) finetune (loss 0.5): 3/96 steps, 0.5/s, 6 s, 186 s to go")
     sys.stdout.write("half a ")

@@ -141,9 +141,9 @@ def test_a_manifest_holds_none_and_its_key_is_still_its_key(tmp_path: Path) -> N
     ],
 )
 def test_none_is_sent_with_a_job(values: dict[str, Any]) -> None:
-    from raycurate.core import jobs
     from raycurate.core.config import Recipe
     from raycurate.core.errors import ConfigError
+    from raycurate.ray_runtime import jobs
 
     with pytest.raises(ConfigError, match="would be sent as plain text") as caught:
         jobs.submit("embed", Recipe(values, "r.yaml"), address="http://127.0.0.1:1")
@@ -151,8 +151,8 @@ def test_none_is_sent_with_a_job(values: dict[str, Any]) -> None:
 
 
 def test_names_of_variables_and_tokens_of_tokenizers_may_be_sent() -> None:
-    from raycurate.core import jobs
     from raycurate.core.config import Recipe
+    from raycurate.ray_runtime import jobs
 
     values = {"finetune": {"pad_token": "eos"}, "eval": {"nim_api_key_env": "NVIDIA_API_KEY"}}
     jobs._refuse_literal_secrets(Recipe(values, "r.yaml"))
@@ -169,7 +169,7 @@ def test_dry_run_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_rows_and_the_report(tmp_path: Path) -> None:
-    from raycurate.data.rows import source_of
+    from raycurate.data.documents.rows import source_of
     from raycurate.report.folder import describe
 
     assert SECRET not in source_of(TEXTS[5]) and source_of("/a/b c.txt") == "/a/b c.txt"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raycurate.core.staging import Written, steady_rows_per_second
+from raycurate.streams.staging import Written, steady_rows_per_second
 
 
 def test_steady_rate_counts_what_was_done_after_all_were_at_work() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from raycurate.core.manifest import Manifest, StageKey
-from raycurate.embed.stage import EmbedResult
-from raycurate.finetune.result import FinetuneResult
-from raycurate.kmeans.stage import KMeansResult
-from raycurate.prep.mine_stage import MineResult
+from raycurate.stages.embed.stage import EmbedResult
+from raycurate.stages.finetune.result import FinetuneResult
+from raycurate.stages.kmeans.stage import KMeansResult
+from raycurate.stages.mine.stage import MineResult
 
 RESULTS = {
     "embed": (

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, SecretStr, TypeAdapter
 from raycurate.core.config import load_recipe
 from raycurate.core.errors import ConfigError
 from raycurate.core.typed_text import phrase, read_typed
-from raycurate.pipeline import STAGES, options_of, selected
+from raycurate.pipeline import STAGES, config_of, options_of, selected
 
 TYPED = [
     "2024",
@@ -137,7 +137,7 @@ def test_types_in_words() -> None:
 
 def options(stage: str, *overrides: str) -> dict[str, Any]:
     recipe = load_recipe(None, overrides, stages=STAGES, stage=stage, types=options_of)
-    return dict(STAGES[stage].config(recipe).model_dump(exclude_unset=True))
+    return dict(config_of(stage, recipe).model_dump(exclude_unset=True))
 
 
 def test_options_of_stages() -> None:
@@ -194,4 +194,4 @@ def test_shared_keys_are_checked(bad: str) -> None:
     with pytest.raises(ConfigError, match=bad.partition("=")[0]):
         recipe = load_recipe(None, [bad, "model=m", "workdir=w"][: 1 if "workdir" in bad else 3], stages=STAGES,
                              types=options_of)  # fmt: skip
-        STAGES["mine"].config(recipe)
+        config_of("mine", recipe)

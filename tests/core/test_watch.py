@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from raycurate.core.observe import Progress
-from raycurate.core.staging import REJECT_REASON, ROW_KEY, StagingSink
-from raycurate.core.watch import StagingWatch
-from raycurate.data.counting import count_documents
-from raycurate.data.documents import DocumentsOptions, list_documents
+from raycurate.data.documents.counting import count_documents
+from raycurate.data.documents.documents import DocumentsOptions, list_documents
+from raycurate.streams.staging import REJECT_REASON, ROW_KEY, StagingSink
+from raycurate.streams.watch import StagingWatch
 
 
 def stage(folder, number: int, rows: int, rejects: int) -> None:

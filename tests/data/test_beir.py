@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raycurate.core.errors import InputError
-from raycurate.data.beir import read_beir, require_judgements, splits_of, write_beir
+from raycurate.data.corpora.beir import read_beir, require_judgements, splits_of, write_beir
 
 CORPUS = [{"_id": "d0", "title": "T", "text": "zero"}, {"_id": "d1", "text": "öne\u2028"}, {"_id": "d2", "text": "two"}]
 QUERIES = [{"_id": "q0", "text": "what?", "metadata": {"hop_count": 2}}, {"_id": "q1", "text": "who?"}]

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycurate.core.errors import ConfigError, InputError
-from raycurate.data.documents import DocumentsOptions, list_documents, make_plan, read_documents
-from raycurate.data.rows import BASE_NAMES
+from raycurate.data.documents.documents import DocumentsOptions, list_documents, make_plan, read_documents
+from raycurate.data.documents.rows import BASE_NAMES
 
 
 def names(path, **options) -> list[str]:
@@ -172,7 +172,7 @@ def test_paths_alone_pass_every_column_through(tmp_path, local_ray):
 
 
 def test_keys_and_ids_do_not_depend_on_how_many_tasks_read(tmp_path, local_ray):
-    from raycurate.data.datasource import DocumentsDatasource
+    from raycurate.data.documents.datasource import DocumentsDatasource
 
     lines = [json.dumps({"text": f"{i} " * 400}) for i in range(1500)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from raycurate.data.ids import common_id_type, id_strings, id_text, is_id_type
+from raycurate.data.documents.ids import common_id_type, id_strings, id_text, is_id_type
 
 NOON = dt.datetime(2024, 1, 2, 12, 0, 0)
 PARIS = dt.timezone(dt.timedelta(hours=1))

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycurate.core.errors import InputError
-from raycurate.data.documents import DocumentsOptions, list_documents, make_plan
-from raycurate.data.reading import read_segments
-from raycurate.data.segments import cut
+from raycurate.data.documents.documents import DocumentsOptions, list_documents, make_plan
+from raycurate.data.documents.reading import read_segments
+from raycurate.data.documents.segments import cut
 
 
 def read(path: str | list[str], columns: list[str] | None = None, **options: Any) -> pa.Table:

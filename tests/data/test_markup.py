@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from raycurate.data.markup import html_document, rst_document
-from raycurate.data.reading import read_segments
-from raycurate.data.rows import ReadPlan
-from raycurate.data.segments import Kind, Segment
+from raycurate.data.documents.markup import html_document, rst_document
+from raycurate.data.documents.reading import read_segments
+from raycurate.data.documents.rows import ReadPlan
+from raycurate.data.documents.segments import Kind, Segment
 
 HTML = """<!DOCTYPE html><html><head><title>The  title</title><style>p {color: red}</style></head>
 <body><nav>Home | About</nav><script>alert(1)</script>

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycurate.core.errors import ConfigError, InputError, OutputExistsError
-from raycurate.data.nemotron import prepare_nemotron
-from raycurate.data.training import read_training_data
+from raycurate.data.training.nemotron import prepare_nemotron
+from raycurate.data.training.training import read_training_data
 
 pytest.importorskip("datasets")
 

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycurate.core import storage
-from raycurate.data.reading import read_segments
-from raycurate.data.rows import BASE_NAMES, ReadPlan
-from raycurate.data.segments import choose_position_bits, cut
+from raycurate.data.documents.reading import read_segments
+from raycurate.data.documents.rows import BASE_NAMES, ReadPlan
+from raycurate.data.documents.segments import choose_position_bits, cut
 
 
 def tables(path, *, segment_bytes=1 << 24, done=None, **plan) -> list[pa.Table]:

@@ -13,11 +13,11 @@ import pytest
 
 from raycurate.core.errors import InputError
 from raycurate.core.storage import list_files
-from raycurate.data.corpus_files import documents_of
-from raycurate.data.corpus_id import read_queries_parquet
-from raycurate.data.documents import DocumentsOptions, list_documents, make_plan
-from raycurate.data.sdg import read_sdg
-from raycurate.data.training_report import Problems
+from raycurate.data.corpora.corpus_files import documents_of
+from raycurate.data.corpora.corpus_id import read_queries_parquet
+from raycurate.data.documents.documents import DocumentsOptions, list_documents, make_plan
+from raycurate.data.training.sdg import read_sdg
+from raycurate.data.training.training_report import Problems
 from tests.data.test_listing import read
 
 MOMENT = dt.datetime(2024, 2, 29, 12, 30, 15)

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 
 from raycurate.core import storage
-from raycurate.data.reading import Lines, read_segments
-from raycurate.data.rows import BASE_NAMES, REJECT_REASONS, ReadPlan
-from raycurate.data.segments import choose_position_bits, cut
+from raycurate.data.documents.reading import Lines, read_segments
+from raycurate.data.documents.rows import BASE_NAMES, REJECT_REASONS, ReadPlan
+from raycurate.data.documents.segments import choose_position_bits, cut
 
 UNICODE = [
     "ascii only",

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from raycurate.core.errors import InputError
-from raycurate.data.sample_corpus import PACKAGES, build_sample_corpus, source_documents
+from raycurate.stages.sample_corpus.corpus import PACKAGES, build_sample_corpus, source_documents
 
 SOURCE = '''
 """A module with a docstring that is long enough to be kept."""

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycurate.core.errors import InputError
-from raycurate.data.sdg import Reject, SdgRecord, read_sdg
+from raycurate.data.training.sdg import Reject, SdgRecord, read_sdg
 from tests.prep.sdg_records import corpus, pair, record, write_jsonl
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from raycurate.core.errors import InputError
 from raycurate.core.storage import FileEntry
-from raycurate.data.rows import DoneRows, ReadPlan
-from raycurate.data.segments import Kind, choose_position_bits, cut, extension_of, kind_of, pack
+from raycurate.data.documents.rows import DoneRows, ReadPlan
+from raycurate.data.documents.segments import Kind, choose_position_bits, cut, extension_of, kind_of, pack
 
 
 def entry(path: str, size: int) -> FileEntry:

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycurate.core.errors import InputError
-from raycurate.data import corpus as corpus_module
-from raycurate.data.corpus import Corpus, gather, hash_strings
-from raycurate.data.corpus_store import cache_folder, open_corpus
-from raycurate.data.training import write_corpus
+from raycurate.data.corpora import corpus as corpus_module
+from raycurate.data.corpora.corpus import Corpus, gather, hash_strings
+from raycurate.data.corpora.corpus_store import cache_folder, open_corpus
+from raycurate.data.training.training import write_corpus
 
 
 def table_of(ids: list, texts: list) -> pa.Table:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from raycurate.core.errors import ConfigError, InputError
-from raycurate.data.training import read_training_data, write_corpus, write_corpus_id_json, write_inline_jsonl
+from raycurate.data.training.training import read_training_data, write_corpus, write_corpus_id_json, write_inline_jsonl
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raycurate.dedup.decide import Rule, duplicates_of, survivors
+from raycurate.stages.dedup.decide import Rule, duplicates_of, survivors
 
 
 def greedy(later: np.ndarray, earlier: np.ndarray, count: int) -> np.ndarray:

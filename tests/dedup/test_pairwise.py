@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from raycurate.dedup.pairwise import Found, compare
+from raycurate.stages.dedup.pairwise import Found, compare
 
 CPU = torch.device("cpu")
 

@@ -14,10 +14,10 @@ import pytest
 
 import raycurate as rc
 from raycurate.core.errors import ConfigError, InputError
-from raycurate.core.staging import REJECT_REASON, ROW_KEY
-from raycurate.dedup.clusters import open_clusters, reader_of
-from raycurate.dedup.documents import REMOVED, Remove, _compare, _met
-from raycurate.dedup.ranking import hashed_ids
+from raycurate.stages.dedup.clusters import open_clusters, reader_of
+from raycurate.stages.dedup.documents import REMOVED, Remove, _compare, _met
+from raycurate.stages.dedup.ranking import hashed_ids
+from raycurate.streams.staging import REJECT_REASON, ROW_KEY
 from tests.kmeans.test_fit import unit
 
 COPIED = [0, 1, 2, 2, 4, 5, 2]  # row i has the vector of row COPIED[i]: two of seven are removed
@@ -68,7 +68,7 @@ def test_what_is_removed_is_counted_by_document(tmp_path: Path) -> None:
 
 
 def test_documents_that_embed_told_apart_are_told_apart_again() -> None:
-    from raycurate.core.repeated_ids import rename_repeated
+    from raycurate.streams.repeated_ids import rename_repeated
 
     table = documents(["a", "a", "b"], [None] * 3)
     renamed = np.array([1], np.uint64)

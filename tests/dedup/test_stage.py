@@ -12,7 +12,7 @@ import pytest
 
 import raycurate as rc
 from raycurate.core.errors import ConfigError, InputError, OutputExistsError
-from raycurate.dedup.result import DedupResult
+from raycurate.stages.dedup.result import DedupResult
 from tests.kmeans.test_fit import unit
 from tests.kmeans.test_stage import matrix, read, write
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raycurate.core.contract import EmbeddingContract
-from raycurate.encoders.options import EncoderOptions
+from raycurate.models.contract import EmbeddingContract
+from raycurate.models.options import EncoderOptions
 
 DIMENSION = 16
 

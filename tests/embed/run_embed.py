@@ -6,14 +6,14 @@ import json
 import resource
 import sys
 
-from raycurate.core.connect import connect
 from raycurate.core.observe import setup_logging
-from raycurate.embed.config import EmbedConfig
-from raycurate.embed.stage import run
+from raycurate.encoders.embed_options import EmbedConfig
+from raycurate.ray_runtime.connect import connect
+from raycurate.stages.embed.stage import STAGE
 
 if __name__ == "__main__":
     setup_logging(verbose=False)
     connect("local", num_cpus=int(sys.argv[1]))
-    result = run(EmbedConfig.parse(json.loads(sys.argv[2]), where="test"))
+    result = STAGE.run(EmbedConfig.parse(json.loads(sys.argv[2]), where="test"))
     print(f"driver peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")
     print(result.summary(), flush=True)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from raycurate.core.errors import ConfigError, InputError
-from raycurate.embed.cache import Embedded, Texts, embed_texts, text_keys
+from raycurate.encoders.cache import Embedded, Texts, embed_texts, text_keys
 from tests.embed.hashing import hash_vector
 
 ENGINE = "tests.embed.hashing:HashEncoder"
@@ -64,7 +64,7 @@ def test_another_prefix_or_option_is_another_store(tmp_path: Path) -> None:
 
 
 def test_unit_vectors_and_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raycurate.embed.cache.SHARD_ROWS", 7)
+    monkeypatch.setattr("raycurate.encoders.cache.SHARD_ROWS", 7)
     texts = [f"word{number}" for number in range(20)]
     [found] = embed_texts(
         [Texts("d", column(*texts), "document")],

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from raycurate.core.errors import ConfigError
-from raycurate.data.rows import TEXT_CUT
-from raycurate.embed.config import EmbedConfig
-from raycurate.embed.model import one_dtype
-from raycurate.embed.operators import (
+from raycurate.data.documents.rows import TEXT_CUT
+from raycurate.encoders.embed_options import EmbedConfig
+from raycurate.encoders.inspect import one_dtype
+from raycurate.encoders.operators import (
     INPUT_TEXT,
     Tokenise,
     ensure_reject_columns,
@@ -21,7 +21,7 @@ from raycurate.embed.operators import (
     require_text_field,
     vector_column,
 )
-from raycurate.embed.transform import OPTIONS_OF_FILES
+from raycurate.encoders.transform import OPTIONS_OF_FILES
 from tests.embed.hashing import HashEncoder
 
 

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycurate.core.lock import OutputLockedError
-from raycurate.embed import stage
-from raycurate.embed.config import EmbedConfig
+from raycurate.encoders.embed_options import EmbedConfig
+from raycurate.stages.embed.stage import STAGE
 from tests.embed.hashing import hash_vector
 from tests.processes import PATIENCE_S
 
@@ -125,7 +125,7 @@ def test_actor_and_driver_killed_then_resumed_on_two_cpus(corpus: Path, tmp_path
     wait_for_staged(process, output, 2)
     process.send_signal(signal.SIGSTOP)  # a paused run keeps its output to itself
     with pytest.raises(OutputLockedError, match=f"process {process.pid}, "):
-        stage.run(EmbedConfig.parse(config, where="test"))
+        STAGE.run(EmbedConfig.parse(config, where="test"))
     process.send_signal(signal.SIGCONT)
     actor = int(next((tmp_path / "pids").iterdir()).name)
     os.kill(actor, signal.SIGKILL)

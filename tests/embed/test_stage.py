@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raycurate.core.contract import contract_from_schema
 from raycurate.core.errors import ConfigError, InputError, OutputExistsError, RaycurateError
-from raycurate.core.staging import TooManyRejectsError
-from raycurate.embed.config import EmbedConfig
-from raycurate.embed.stage import EmbedResult, run, state
+from raycurate.encoders.embed_options import EmbedConfig
+from raycurate.models.contract import contract_from_schema
+from raycurate.stages.embed.stage import STAGE, EmbedResult
+from raycurate.streams.staging import TooManyRejectsError
 from tests.embed.hashing import DIMENSION, hash_vector
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -55,7 +55,7 @@ def test_format_of_the_output(tmp_path: Path) -> None:
     """FORMATS: id, fixed-size list of floats, metadata asked for; the contract in the schema and beside it."""
     rows = [{"id": f"d{i}", "text": f"text {i}", "title": f"t{i}", "lang": "en", "other": 1} for i in range(20)]
     write_jsonl(tmp_path / "in" / "a.jsonl", rows)
-    result = run(options(tmp_path, metadata_fields=["lang"], output_dtype="float16", embedding_field="vec"))
+    result = STAGE.run(options(tmp_path, metadata_fields=["lang"], output_dtype="float16", embedding_field="vec"))
     table = table_of(result)
     assert table.column_names == ["id", "vec", "lang"]
     assert table.schema.field("vec").type == pa.list_(pa.float16(), DIMENSION)
@@ -71,16 +71,16 @@ def test_format_of_the_output(tmp_path: Path) -> None:
 
 def test_second_run_skips_and_a_changed_option_is_refused(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in" / "a.jsonl", [{"id": "a", "text": "x"}])
-    first = run(options(tmp_path))
+    first = STAGE.run(options(tmp_path))
     before = (tmp_path / "out" / "_manifest.json").read_bytes()
-    again = run(options(tmp_path, concurrency=1, block_bytes=100))
+    again = STAGE.run(options(tmp_path, concurrency=1, block_bytes=100))
     assert (first.skipped, again.skipped) == (False, True)
     assert (tmp_path / "out" / "_manifest.json").read_bytes() == before
-    assert state(options(tmp_path)).startswith("done")
+    assert STAGE.state(options(tmp_path)).startswith("done")
     with pytest.raises(OutputExistsError, match="output_dtype: 'float32' -> 'float16'"):
-        run(options(tmp_path, output_dtype="float16"))
+        STAGE.run(options(tmp_path, output_dtype="float16"))
     assert (tmp_path / "out" / "_manifest.json").read_bytes() == before
-    replaced = run(options(tmp_path, output_dtype="float16", overwrite=True))
+    replaced = STAGE.run(options(tmp_path, output_dtype="float16", overwrite=True))
     assert table_of(replaced).schema.field("embeddings").type == pa.list_(pa.float16(), DIMENSION)
     on_disk = sorted(p.name for p in (tmp_path / "out").glob("*.parquet"))
     assert on_disk == sorted(f.path for f in replaced.manifest.files)
@@ -88,11 +88,11 @@ def test_second_run_skips_and_a_changed_option_is_refused(tmp_path: Path) -> Non
 
 def test_a_changed_input_is_noticed(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in" / "a.jsonl", [{"id": "a", "text": "x"}])
-    run(options(tmp_path))
+    STAGE.run(options(tmp_path))
     write_jsonl(tmp_path / "in" / "b.jsonl", [{"id": "b", "text": "y"}])
-    assert "input's files" in state(options(tmp_path))
+    assert "input's files" in STAGE.state(options(tmp_path))
     with pytest.raises(OutputExistsError, match="input's files"):
-        run(options(tmp_path))
+        STAGE.run(options(tmp_path))
 
 
 def test_every_bad_row_is_counted_with_its_reason(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_every_bad_row_is_counted_with_its_reason(tmp_path: Path) -> None:
     with (tmp_path / "in" / "a.jsonl").open("ab") as out:
         out.write(b'\n{"id": "bytes", "text": "\xff\xfe"}\n')
     (tmp_path / "in" / "broken.jsonl.gz").write_bytes(b"not gzip at all")
-    result = run(options(tmp_path, engine_kwargs={"poison": "poison"}, max_chars=4999, over_long="reject"))
+    result = STAGE.run(options(tmp_path, engine_kwargs={"poison": "poison"}, max_chars=4999, over_long="reject"))
     assert result.manifest.rejects == {
         "null_text": 1,
         "empty_text": 1,
@@ -134,7 +134,7 @@ def test_integer_ids_and_long_books_and_folders_that_say_something(tmp_path: Pat
         (tmp_path / "in" / f"lang={lang}").mkdir(parents=True)
     pq.write_table(pa.table({"id": [7], "text": ["ab " * 3000]}), tmp_path / "in" / "lang=en" / "a.parquet")
     pq.write_table(pa.table({"id": [9], "text": ["short"]}), tmp_path / "in" / "lang=fr" / "b.parquet")
-    result = run(options(tmp_path, metadata_fields=["lang"], max_chars=30))
+    result = STAGE.run(options(tmp_path, metadata_fields=["lang"], max_chars=30))
     table = table_of(result)
     assert table.schema.field("id").type == pa.int64()
     assert list(zip(table["id"].to_pylist(), table["lang"].to_pylist(), strict=True)) == [(7, "en"), (9, "fr")]
@@ -149,9 +149,9 @@ def test_documents_that_share_an_id_are_refused_or_kept_apart(tmp_path: Path) ->
         write_jsonl(tmp_path / "in" / f"{name}.jsonl", [{"id": i, "text": t} for i, t in enumerate(texts)])
     log = {"engine_kwargs": {"log": str(tmp_path / "log")}}
     with pytest.raises(InputError, match=r"3 rows have the id .*'0' in .*b\.jsonl.*repeated_ids=rename"):
-        run(options(tmp_path, **log))
+        STAGE.run(options(tmp_path, **log))
     assert nothing_written(tmp_path)
-    result = run(options(tmp_path, repeated_ids="rename", **log))
+    result = STAGE.run(options(tmp_path, repeated_ids="rename", **log))
     assert len((tmp_path / "log").read_text().splitlines()) == 6
     assert (result.manifest.counts["documents"], result.manifest.counts["renamed"]) == (6, 3)
     assert "renamed   3" in result.summary()
@@ -167,9 +167,9 @@ def test_ten_percent_null_texts_in_parquet_and_the_limit(tmp_path: Path) -> None
     texts = [None if i % 10 == 0 else f"text {i}" for i in range(500)]
     pq.write_table(pa.table({"text": texts}), tmp_path / "in" / "a.parquet", row_group_size=50)
     with pytest.raises(TooManyRejectsError, match="max_rejects is 20"):
-        run(options(tmp_path, max_rejects=20, block_bytes=300))
+        STAGE.run(options(tmp_path, max_rejects=20, block_bytes=300))
     assert nothing_written(tmp_path)
-    result = run(options(tmp_path, max_rejects=50, block_bytes=300))
+    result = STAGE.run(options(tmp_path, max_rejects=50, block_bytes=300))
     assert (result.manifest.counts["documents"], result.manifest.rejects) == (450, {"null_text": 50})
 
 
@@ -199,7 +199,7 @@ def test_ten_percent_null_texts_in_parquet_and_the_limit(tmp_path: Path) -> None
 def test_input_that_cannot_be_used(tmp_path: Path, prepare: Any, values: dict[str, Any], message: str) -> None:
     prepare(tmp_path / "in")
     with pytest.raises(InputError, match=message):
-        run(options(tmp_path, **values))
+        STAGE.run(options(tmp_path, **values))
     assert nothing_written(tmp_path)
 
 
@@ -207,7 +207,7 @@ def test_model_that_does_not_exist(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in" / "a.jsonl", [{"id": "a", "text": "x"}])
     for model in ("no-such-organisation/no-such-model", str(tmp_path / "no_model"), "python:no_such_package"):
         with pytest.raises(RaycurateError, match=r"no.such"):
-            run(options(tmp_path, model=model, engine="transformers", local_files_only=True))
+            STAGE.run(options(tmp_path, model=model, engine="transformers", local_files_only=True))
     assert nothing_written(tmp_path)
 
 
@@ -222,7 +222,7 @@ def test_a_file_that_is_not_a_model_s_fault(tmp_path: Path) -> None:
     """An engine that fails stops the run with its own words; what was staged before stays for the next run."""
     write_jsonl(tmp_path / "in" / "a.jsonl", [{"id": "a", "text": "x"}])
     with pytest.raises(ConfigError, match=r"tests\.embed\.hashing:NoSuchEncoder"):
-        run(options(tmp_path, engine="tests.embed.hashing:NoSuchEncoder"))
+        STAGE.run(options(tmp_path, engine="tests.embed.hashing:NoSuchEncoder"))
     assert nothing_written(tmp_path)
 
 
@@ -237,7 +237,7 @@ def test_real_model_equals_sentence_transformers(tmp_path: Path, minilm: str) ->
     write_jsonl(tmp_path / "in" / "a.jsonl", rows[:10])
     write_jsonl(tmp_path / "in" / "b.jsonl", rows[10:])
     config = options(tmp_path, model=minilm, engine="transformers", dtype="float32", block_bytes=2_000)
-    result = run(config)
+    result = STAGE.run(config)
     table = table_of(result)
     vectors = np.stack(table["embeddings"].to_pylist())
     texts = [f"{row['title']} {row['text']}".strip() for row in rows]

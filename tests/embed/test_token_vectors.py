@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from raycurate.core.errors import ConfigError, InputError
-from raycurate.embed import token_vectors
-from raycurate.embed.cache import Texts, embed_texts
-from raycurate.embed.token_vectors import embed_token_texts
+from raycurate.encoders import token_vectors
+from raycurate.encoders.cache import Texts, embed_texts
+from raycurate.encoders.token_vectors import embed_token_texts
 from raycurate.search.token_shards import TokenShards
 from tests.embed.hashing import hash_vector
 

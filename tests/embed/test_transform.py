@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import raycurate as rc
-from raycurate.core.cluster import dataset_demands
 from raycurate.core.errors import CapacityError, ConfigError
+from raycurate.ray_runtime.cluster import dataset_demands
 from tests.embed.hashing import hash_vector
 
 pytestmark = pytest.mark.usefixtures("local_ray")

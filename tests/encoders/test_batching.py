@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raycurate.encoders.base import TokenBatch
 from raycurate.encoders.batching import micro_batches
+from raycurate.models.tokenize import TokenBatch
 
 
 @pytest.mark.parametrize("padded", [True, False])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from raycurate.core.errors import ContractError, InputError, RaycurateError
 from raycurate.encoders.base import contract_for, encode, load_encoder
-from raycurate.encoders.options import EncoderOptions
+from raycurate.models.options import EncoderOptions
 from tests.encoders.checkpoints import save_stock
 
 JSON_FILES = (

@@ -9,8 +9,8 @@ import pytest
 from raycurate.core.errors import ConfigError, InputError, MissingDependencyError
 from raycurate.encoders import base
 from raycurate.encoders.base import Encoder, choose_engine, encode, load_encoder
-from raycurate.encoders.fetch import fetch_model
-from raycurate.encoders.options import EncoderOptions
+from raycurate.models.fetch import fetch_model
+from raycurate.models.options import EncoderOptions
 from tests.encoders.tiny import save_llama
 
 

@@ -13,10 +13,10 @@ from raycurate.core.config import Recipe, load_recipe, shipped_recipes
 from raycurate.core.errors import ConfigError
 from raycurate.core.manifest import Manifest, StageKey, write_manifest
 from raycurate.encoders.declared import OF_THE_MODEL, checked, decisive, for_role, of_the_model
-from raycurate.evaluate.config import EvalConfig
-from raycurate.evaluate.systems import as_it_was_trained
-from raycurate.pipeline import STAGES
-from tests.finetune.runs import config_of
+from raycurate.pipeline import STAGES, config_of
+from raycurate.stages.eval.config import EvalConfig
+from raycurate.stages.eval.systems import as_it_was_trained
+from tests.finetune.runs import config_of as training_config
 
 PLACES = ("encoder", "mine", "prep", "finetune", "eval")  # in the order in which they are read
 VALUES: dict[str, list[Any]] = {
@@ -40,7 +40,7 @@ def recipe(**sections: Any) -> Recipe:
 
 def run_as(given: Recipe) -> dict[str, dict[str, Any]]:
     """Stage -> what it knows of how the shared model is run."""
-    configs = {name: STAGES[name].config(given) for name in ("mine", "prep", "finetune", "eval")}
+    configs = {name: config_of(name, given) for name in ("mine", "prep", "finetune", "eval")}
     return {name: of_the_model(config.run_as) for name, config in configs.items()}
 
 
@@ -68,7 +68,7 @@ def test_what_is_said_anywhere_holds_everywhere(seed: int) -> None:
             say(sections, place, name, value, draw)
     for stage, known in run_as(recipe(**sections)).items():
         assert known == wanted, stage
-    embed = STAGES["embed"].config(recipe(**sections))
+    embed = config_of("embed", recipe(**sections))
     assert embed.prefix == wanted.get("passage_prefix")
     assert embed.max_length == wanted.get("passage_max_length", wanted.get("max_length"))
     assert (embed.pooling, embed.normalize) == (wanted.get("pooling"), wanted.get("normalize"))
@@ -92,17 +92,17 @@ def test_two_ways_are_refused_with_the_field_and_both_places(seed: int) -> None:
 
 def test_where_and_how_exactly_models_run_is_each_stages_own() -> None:
     given = recipe(encoder={"device": "cpu", "dtype": "float32"}, eval={"encoder": {"dtype": "bfloat16"}})
-    assert STAGES["eval"].config(given).run_as == {"device": "cpu", "dtype": "bfloat16"}
-    assert STAGES["prep"].config(given).run_as == {"device": "cpu", "dtype": "float32"}
-    finetune = STAGES["finetune"].config(given)
+    assert config_of("eval", given).run_as == {"device": "cpu", "dtype": "bfloat16"}
+    assert config_of("prep", given).run_as == {"device": "cpu", "dtype": "float32"}
+    finetune = config_of("finetune", given)
     assert finetune.device == "cpu" and finetune.encoder == {"dtype": "float32"}
-    assert STAGES["embed"].config(given).dtype == "float32"
+    assert config_of("embed", given).dtype == "float32"
 
 
 def test_a_stage_with_another_model_is_not_told() -> None:
     given = recipe(encoder={"query_prefix": "q: ", "device": "cpu"}, prep={"model": "another", "passage_prefix": "p: "})
-    assert STAGES["prep"].config(given).run_as == {"device": "cpu", "passage_prefix": "p: "}
-    assert STAGES["eval"].config(given).run_as == {"device": "cpu", "query_prefix": "q: "}
+    assert config_of("prep", given).run_as == {"device": "cpu", "passage_prefix": "p: "}
+    assert config_of("eval", given).run_as == {"device": "cpu", "query_prefix": "q: "}
 
 
 def test_what_another_section_lacks_here_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,16 +110,16 @@ def test_what_another_section_lacks_here_is_not_looked_up(monkeypatch: pytest.Mo
     given = recipe(
         finetune={"hf_token": "${env:ABSENT}", "query_prefix": "${eval.query_prefix}"}, eval={"query_prefix": "q: "}
     )
-    assert STAGES["prep"].config(given).run_as == {"query_prefix": "q: "}
+    assert config_of("prep", given).run_as == {"query_prefix": "q: "}
 
 
 def test_one_stage_alone_takes_it_from_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({"workdir": "w", "model": "m", "encoder": {"device": "cpu"}, "eval": {}}))
     given = load_recipe(str(path), ['encoder.document_prefix="p: "'], stages=STAGES, stage="eval")
-    assert STAGES["eval"].config(given).run_as == {"device": "cpu", "passage_prefix": "p: "}
+    assert config_of("eval", given).run_as == {"device": "cpu", "passage_prefix": "p: "}
     whole = load_recipe(str(path), ["encoder.pooling=avg"], stages=STAGES)
-    assert STAGES["embed"].config(Recipe({**whole.values, "corpus": "c"})).pooling == "mean"
+    assert config_of("embed", Recipe({**whole.values, "corpus": "c"})).pooling == "mean"
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_options_by_role() -> None:
 
 def trained(folder: Path, **options: Any) -> str:
     """What a fine-tuning leaves for eval to know how it ran its model."""
-    config = config_of({"train": "t.jsonl", "model": "a/model", **options}, folder)
+    config = training_config({"train": "t.jsonl", "model": "a/model", **options}, folder)
     key = StageKey(stage="finetune", algorithm_version=1, input_fingerprint="x", options={})
     write_manifest(str(folder), Manifest(key=key, files=[], settings=config.redacted()))
     return str(folder)
@@ -192,11 +192,11 @@ def test_two_numbers_of_the_base_are_impossible(tmp_path: Path, options: dict[st
 @pytest.mark.parametrize("name", ["llama3.2-1b", "llama-nemotron-embed-1b", "llama-embed-nemotron-8b", "ministral-3b"])
 def test_the_decoders_recipes_judge_what_they_train(name: str) -> None:
     given = load_recipe(name, [], stages=STAGES)
-    found = STAGES["eval"].config(given)
+    found = config_of("eval", given)
     assert name in shipped_recipes() and len(found.dense_names) == (1 if name == "llama-embed-nemotron-8b" else 2)
     for system in found.dense_names:  # each with its prefix, the tuned one with those of its own files
         told = found.options_of(system).encoder
         assert ("query_prefix" in told) == (system != "finetuned")
         assert set(told) <= {*OF_THE_MODEL, "device"}
     if "base" in found.dense_names:
-        assert of_the_model(found.run_as) == of_the_model(STAGES["finetune"].config(given).run_as) != {}
+        assert of_the_model(found.run_as) == of_the_model(config_of("finetune", given).run_as) != {}

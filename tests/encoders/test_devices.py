@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
-from raycurate.encoders import devices
-from raycurate.encoders.options import EncoderOptions
+from raycurate.models import devices
+from raycurate.models.options import EncoderOptions
 
 CPU = torch.device("cpu")
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}

@@ -11,7 +11,7 @@ import pytest
 from raycurate.core.errors import ConfigError, ContractError, InputError
 from raycurate.encoders.base import encode, load_encoder
 from raycurate.encoders.endpoint import _retry_after
-from raycurate.encoders.options import EncoderOptions
+from raycurate.models.options import EncoderOptions
 from tests.conftest import SHARED_DATA
 from tests.encoders.parity import least_cosine, texts
 from tests.encoders.server import serving

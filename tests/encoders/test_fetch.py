@@ -9,8 +9,8 @@ import pytest
 
 from raycurate.core import storage
 from raycurate.core.errors import InputError
-from raycurate.encoders.fetch import fetch_model
-from raycurate.encoders.options import EncoderOptions
+from raycurate.models.fetch import fetch_model
+from raycurate.models.options import EncoderOptions
 
 
 def options(model: str, cache: Path) -> EncoderOptions:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import ContractError
 from raycurate.encoders.base import contract_for, encode, load_encoder
-from raycurate.encoders.options import EncoderOptions
+from raycurate.models.contract import EmbeddingContract
+from raycurate.models.options import EncoderOptions
 from tests.encoders.checkpoints import BODIES, POSITIONS, TEXTS, Checkpoint, Maker
 
 SEEDS = 40

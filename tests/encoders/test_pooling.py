@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from raycurate.core.errors import InputError
-from raycurate.encoders.pooling import normalize, pool_packed, pool_padded
+from raycurate.models.pooling import normalize, pool_packed, pool_padded
 
 SEQUENCES = [
     np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]], np.float32),

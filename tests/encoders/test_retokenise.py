@@ -10,8 +10,8 @@ import torch
 
 from raycurate.core.errors import ConfigError
 from raycurate.encoders.base import encode, load_encoder
-from raycurate.encoders.fetch import fetch_model
-from raycurate.encoders.options import EncoderOptions
+from raycurate.models.fetch import fetch_model
+from raycurate.models.options import EncoderOptions
 from tests.encoders.tiny import TEXTS, save_llama, save_tokenizer
 
 BOS, EOS = 0, 2

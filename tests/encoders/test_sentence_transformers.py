@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from raycurate.core.contract import EmbeddingContract
 from raycurate.encoders.base import encode, load_encoder
-from raycurate.encoders.options import EncoderOptions
+from raycurate.models.contract import EmbeddingContract
+from raycurate.models.options import EncoderOptions
 from tests.conftest import SHARED_DATA
 from tests.encoders.parity import least_cosine, texts
 from tests.encoders.tiny import TEXTS, save_llama, save_roberta

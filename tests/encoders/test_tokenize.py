@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from raycurate.core.contract import EmbeddingContract
-from raycurate.encoders.options import EncoderOptions
-from raycurate.encoders.tokenize import Tokenizer, serialised_tokenizer
+from raycurate.models.contract import EmbeddingContract
+from raycurate.models.options import EncoderOptions
+from raycurate.models.tokenize import Tokenizer, serialised_tokenizer
 
 TEXTS = ["", "x", "naïve café", "日本語のテキスト", "word " * 400, "def f(x):\n    return x"]
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from raycurate.core.errors import ConfigError, InputError
-from raycurate.encoders.base import TokenBatch, encode, load_encoder
-from raycurate.encoders.options import EncoderOptions
-from raycurate.encoders.tokenize import Tokenizer
+from raycurate.encoders.base import encode, load_encoder
+from raycurate.models.options import EncoderOptions
+from raycurate.models.tokenize import TokenBatch, Tokenizer
 from tests.encoders.tiny import TEXTS, save_llama, save_modernbert, save_roberta
 
 BUILDERS = {
@@ -86,7 +86,7 @@ def test_order_and_batching_do_not_change_vectors(tiny, pooling):
 
 def test_the_self_test_refuses_a_model_that_mixes_sequences(tiny, monkeypatch, caplog):
     """With packed attention made to see across sequences, `auto` must notice and pad; `packed` must be an error."""
-    from raycurate.encoders import packed
+    from raycurate.models import packed
 
     def careless(lengths, *, causal, device, relaxed=None):
         return packed.Layout([(0, 1, int(lengths.sum()))], causal, int(lengths.sum()))

@@ -14,7 +14,7 @@ import pytest
 
 from raycurate.core.errors import ContractError, MissingDependencyError
 from raycurate.encoders.base import encode, load_encoder
-from raycurate.encoders.options import EncoderOptions
+from raycurate.models.options import EncoderOptions
 from tests.conftest import SHARED_DATA
 from tests.encoders.parity import least_cosine, texts
 from tests.encoders.tiny import TEXTS, save_llama
@@ -27,7 +27,7 @@ CHILD = """
 import json, sys, threading, time
 import numpy as np
 from raycurate.encoders.base import load_encoder
-from raycurate.encoders.options import EncoderOptions
+from raycurate.models.options import EncoderOptions
 
 if __name__ == "__main__":
     job = json.loads(sys.stdin.read())

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from raycurate.data.beir import read_beir
-from raycurate.evaluate.metrics import evaluate_hits
-from raycurate.evaluate.retrieve import DenseModel, depth_of, retrieve
+from raycurate.data.corpora.beir import read_beir
+from raycurate.retrieval.metrics import evaluate_hits
+from raycurate.retrieval.retrieve import DenseModel, depth_of, retrieve
 
 
 @pytest.mark.slow

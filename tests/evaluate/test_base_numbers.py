@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from raycurate.core.manifest import Manifest, StageKey, write_manifest
-from raycurate.data.beir import write_beir
-from raycurate.evaluate.stage import evaluate
-from raycurate.finetune.base_eval import measure_base
+from raycurate.data.corpora.beir import write_beir
+from raycurate.stages.eval.stage import STAGE as evaluate
+from raycurate.stages.finetune.base_eval import measure_base
 from tests.encoders.tiny import WORDS
 from tests.finetune.families import save_family
 from tests.finetune.runs import config_of

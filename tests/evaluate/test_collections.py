@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from raycurate.core.errors import ConfigError, InputError
-from raycurate.data.beir import read_beir
-from raycurate.evaluate.collections import locate, name_of
+from raycurate.data.corpora.beir import read_beir
+from raycurate.retrieval.collections import locate, name_of
 
 CARD = """---
 configs:
@@ -88,7 +88,7 @@ def test_names(tmp_path: Path) -> None:
 
 def test_a_download_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("beir")
-    monkeypatch.setattr("raycurate.evaluate.collections.BEIR_URL", "http://127.0.0.1:9/{}.zip")
+    monkeypatch.setattr("raycurate.retrieval.collections.BEIR_URL", "http://127.0.0.1:9/{}.zip")
     with pytest.raises(InputError, match="could not be downloaded"):
         locate("beir:nfcorpus", cache_dir=str(tmp_path))
     assert list((tmp_path / "raycurate" / "beir").iterdir()) == []

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raycurate.data.beir import BeirData
-from raycurate.evaluate.compare import CompareOptions, compare, sources_of
-from raycurate.evaluate.lexical import fuse, ranked, retrieve_bm25
-from raycurate.evaluate.retrieve import Retrieved
+from raycurate.data.corpora.beir import BeirData
+from raycurate.retrieval.lexical import fuse, ranked, retrieve_bm25
+from raycurate.retrieval.retrieve import Retrieved
+from raycurate.stages.eval.compare import CompareOptions, compare, sources_of
 
 
 def data_of(questions: int, *, files: int = 0) -> BeirData:

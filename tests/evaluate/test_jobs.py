@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from raycurate.core.manifest import require_whole
-from raycurate.evaluate.result import EvalResult
+from raycurate.stages.eval.result import EvalResult
 from tests.clusters import head_node
 from tests.evaluate.test_stage import write_set
 from tests.processes import PATIENCE_S, ROOT, finish, start, wait_until

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raycurate.evaluate.metrics import Metrics, evaluate_hits
+from raycurate.retrieval.metrics import Metrics, evaluate_hits
 
 LOG3 = math.log2(3)
 NO = -np.inf
@@ -143,7 +143,7 @@ def test_order_of_queries_does_not_matter() -> None:
 
 def test_bm25_on_a_real_test_set(shared_data: Path) -> None:
     pytest.importorskip("bm25s")
-    from raycurate.prep.bm25 import bm25_floor
+    from raycurate.retrieval.bm25 import bm25_floor
 
     found = bm25_floor(str(shared_data / "beir" / "scifact"))
     assert found.queries == 300

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import ContractError
-from raycurate.data.beir import read_beir, write_beir
-from raycurate.evaluate.metrics import evaluate_hits
-from raycurate.evaluate.retrieve import DenseModel, retrieve
-from raycurate.prep.mine_stage import mine_hard_negatives, mined_file
+from raycurate.data.corpora.beir import read_beir, write_beir
+from raycurate.models.contract import EmbeddingContract
+from raycurate.retrieval.metrics import evaluate_hits
+from raycurate.retrieval.retrieve import DenseModel, retrieve
+from raycurate.stages.mine.stage import STAGE as mine_hard_negatives
+from raycurate.stages.mine.stage import mined_file
 from tests.encoders.tiny import WORDS, save_roberta
 
 RUN: dict[str, Any] = {"dtype": "float32", "device": "cpu", "concurrency": 1}

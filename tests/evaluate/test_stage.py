@@ -11,10 +11,10 @@ import pytest
 
 from raycurate.cli import main
 from raycurate.core.errors import ConfigError, InputError
-from raycurate.data.beir import read_beir, write_beir
-from raycurate.evaluate.config import EvalConfig
-from raycurate.evaluate.stage import DriftError, evaluate, run, state
-from raycurate.evaluate.systems import read_hits
+from raycurate.data.corpora.beir import read_beir, write_beir
+from raycurate.stages.eval.config import EvalConfig
+from raycurate.stages.eval.stage import STAGE, DriftError
+from raycurate.stages.eval.systems import read_hits
 from tests.embed.hashing import hash_vector
 from tests.encoders.server import serving
 
@@ -51,8 +51,8 @@ def test_what_it_writes(beir: str, tmp_path: Path) -> None:
     log = tmp_path / "encoded.txt"
     other = {"model": "hash", "encoder": {"engine_kwargs": {"log": str(log)}}, "same_as": "base"}
     asked = config(beir, tmp_path / "eval", systems={"copy": other})
-    assert state(asked) == "not run"
-    result = run(asked)
+    assert STAGE.state(asked) == "not run"
+    result = STAGE.run(asked)
     assert result.systems == ["bm25", "base", "copy", "bm25+base"]
     assert result.manifest.counts == {"systems": 4, "queries": 60, "documents": 71, "left_out": 0}
     assert result.metadata["collection"]["judgements"] == 120
@@ -64,9 +64,9 @@ def test_what_it_writes(beir: str, tmp_path: Path) -> None:
     assert len(hits) == 4 * 60
     assert "drift of copy from base: all 20 metrics agree" in result.summary()
     assert "95% of NDCG@10" in result.summary()
-    assert state(asked) == "done, 4 systems on 60 questions"
+    assert STAGE.state(asked) == "done, 4 systems on 60 questions"
     encoded = log.read_text()
-    assert run(asked).skipped
+    assert STAGE.run(asked).skipped
     assert log.read_text() == encoded
     assert main(["verify", str(tmp_path / "eval")]) == 0
 
@@ -80,14 +80,14 @@ def test_smaller_vectors(beir: str, tmp_path: Path) -> None:
         "bits": {"model": "hash", "quantization": "binary", "rescore": 0},
         "short": {"model": "hash", "dimensions": 4},
     }
-    result = run(config(beir, tmp_path / "eval", systems=systems, bm25=False, cache=str(tmp_path / "cache")))
+    result = STAGE.run(config(beir, tmp_path / "eval", systems=systems, bm25=False, cache=str(tmp_path / "cache")))
     about = result.metadata["systems"]
     assert [about[name]["bytes_per_document"] for name in result.systems] == [64, 16, 2, 16]
     assert [about[name]["embedded_now"] > 0 for name in result.systems] == [True, False, False, False]
     assert result.drifted == []
     assert result.metric("short", "NDCG@10") < result.metric("base", "NDCG@10")
     with pytest.raises(ConfigError, match="17"):
-        run(config(beir, tmp_path / "other", systems={"long": {"model": "hash", "dimensions": 17}}))
+        STAGE.run(config(beir, tmp_path / "other", systems={"long": {"model": "hash", "dimensions": 17}}))
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_smaller_vectors(beir: str, tmp_path: Path) -> None:
 def test_a_model_of_many_vectors_is_searched_by_maxsim(beir: str, tmp_path: Path) -> None:
     """Each word has a vector of length one: a question scores the number of its words whose bucket a document has."""
     encoder = {**HASHED, "engine": "tests.embed.hashing:HashTokens"}
-    result = run(config(beir, tmp_path / "eval", encoder=encoder, bm25=False))
+    result = STAGE.run(config(beir, tmp_path / "eval", encoder=encoder, bm25=False))
     assert result.metadata["systems"]["base"]["kind"] == "multi_vector"
     data = read_beir(beir)
     texts = {row["_id"]: row["text"].split() for row in data.corpus.to_pylist() if row["text"].strip()}
@@ -108,7 +108,7 @@ def test_a_model_of_many_vectors_is_searched_by_maxsim(beir: str, tmp_path: Path
         assert hits.document_ids_QK[row, : len(best)].tolist() == best
     short = {"base2": {"model": "hash", "dimensions": 4}}
     with pytest.raises(ConfigError, match="searched with whole vectors only"):
-        run(config(beir, tmp_path / "other", encoder=encoder, bm25=False, systems=short, eval_base=False))
+        STAGE.run(config(beir, tmp_path / "other", encoder=encoder, bm25=False, systems=short, eval_base=False))
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -119,12 +119,12 @@ def test_a_killed_run_goes_on_with_the_next_system(beir: str, tmp_path: Path) ->
     second = {"model": "hash", "encoder": {**HASHED, "engine_kwargs": {"poison": "dawn"}}}
     asked = config(beir, tmp_path / "eval", encoder=first, systems={"bad": second}, bm25=False)
     with pytest.raises(InputError, match="texts have no vector"):
-        run(asked)
+        STAGE.run(asked)
     assert not (tmp_path / "eval" / "_manifest.json").exists()
-    assert state(asked) == "interrupted; a new run goes on"
+    assert STAGE.state(asked) == "interrupted; a new run goes on"
     encoded = log.read_text()
     with pytest.raises(InputError, match="texts have no vector"):
-        run(asked)
+        STAGE.run(asked)
     assert log.read_text() == encoded
 
 
@@ -134,27 +134,27 @@ def test_a_server_that_drifts(beir: str, tmp_path: Path) -> None:
     with serving(lambda texts: np.stack([hash_vector(text) for text in texts])) as server:
         server.failures = [(500, {}), (503, {"Retry-After": "0"})]
         asked = config(beir, tmp_path / "eval", nim_url=server.url, cache=str(tmp_path / "cache"))
-        result = run(asked)
+        result = STAGE.run(asked)
         assert result.systems == ["bm25", "base", "served", "bm25+base"]
         assert result.drifted == []
         server.embed = lambda texts: np.stack([hash_vector(text[:-3]) for text in texts])
         with pytest.raises(DriftError, match="drift of served from base"):
-            run(asked)  # not taken for done: a server may answer otherwise
+            STAGE.run(asked)  # not taken for done: a server may answer otherwise
         told = json.loads((tmp_path / "eval" / "eval_results.json").read_text())
         assert any(not one["ok"] for one in told["_metadata"]["drift"])
-        assert run(asked.model_copy(update={"fail_on_drift": False})).drifted
+        assert STAGE.run(asked.model_copy(update={"fail_on_drift": False})).drifted
         server.embed = lambda texts: np.full((len(texts), 16), np.nan, np.float32)
         with pytest.raises(InputError, match=r"the system 'served': .* is not finite"):
-            run(asked)
+            STAGE.run(asked)
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_systems_that_are_not_there(beir: str, tmp_path: Path) -> None:
     asked = config(beir, tmp_path / "eval", finetuned=str(tmp_path / "none"), encoder={})
     with pytest.raises(InputError, match="the system 'base'"):
-        run(asked)
+        STAGE.run(asked)
     systems = {"gone": {"model": str(tmp_path / "none"), "encoder": {"engine": "transformers"}}}
-    result = evaluate(
+    result = STAGE(
         beir,
         str(tmp_path / "eval"),
         model="hash",
@@ -173,7 +173,7 @@ def test_an_unfinished_training_is_refused(beir: str, tmp_path: Path) -> None:
     staging.mkdir(parents=True)
     (staging / "run.json").write_text("{}")
     with pytest.raises(InputError, match="this fine-tuning has not ended"):
-        run(config(beir, tmp_path / "eval", eval_base=False, finetuned=str(tmp_path / "tuned")))
+        STAGE.run(config(beir, tmp_path / "eval", eval_base=False, finetuned=str(tmp_path / "tuned")))
 
 
 @pytest.mark.parametrize(

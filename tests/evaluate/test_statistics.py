@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from raycurate.evaluate.statistics import Comparer, holm, units_of, verdict
+from raycurate.retrieval.statistics import Comparer, holm, units_of, verdict
 
 
 def test_the_sign_flip_test_against_every_assignment() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from raycurate.data.training import TrainingData
+from raycurate.data.training.training import TrainingData
 from tests.encoders.tiny import save_roberta
 from tests.finetune.training_sets import random_data
 from tests.finetune.trainings import one_thread

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from raycurate.encoders.options import EncoderOptions
-from raycurate.encoders.tokenize import Tokenizer
-from raycurate.finetune.model import BiEncoder
+from raycurate.models.options import EncoderOptions
+from raycurate.models.tokenize import Tokenizer
+from raycurate.training.model.bi_encoder import BiEncoder
 from tests.encoders.tiny import save_llama, save_modernbert, save_roberta, save_tokenizer
 
 _COMMON = {

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from raycurate.finetune.backbones import ModelOptions
-from raycurate.finetune.model import load_bi_encoder
-from raycurate.finetune.optimise import make_optimizer
-from raycurate.finetune.options import TrainOptions
-from raycurate.finetune.parallelize import Parallel, parallelize
-from raycurate.finetune.plan import plan_training
-from raycurate.finetune.prepared import Prepared
-from raycurate.finetune.step import Stepper
+from raycurate.training.batches.prepared import Prepared
+from raycurate.training.model.backbones import ModelOptions
+from raycurate.training.model.bi_encoder import load_bi_encoder
+from raycurate.training.model.parallelize import Parallel, parallelize
+from raycurate.training.optimise import make_optimizer
+from raycurate.training.options import TrainOptions
+from raycurate.training.plan import plan_training
+from raycurate.training.step import Stepper
 
 
 def measure(model: str, prepared: str, **options: Any) -> dict[str, float]:

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raycurate.finetune.checkpoints import CheckpointStore
-from raycurate.finetune.stage import run
+from raycurate.stages.finetune.stage import STAGE
+from raycurate.training.checkpoints.checkpoints import CheckpointStore
 from tests.finetune.runs import config_of, losses, small_recipe
 
 STEPS = 600
@@ -39,7 +39,7 @@ def main(folder: Path) -> None:
     said: dict[str, Any] = {}
     watcher = threading.Thread(target=_take_away, args=(cluster.address, output, said), daemon=True)
     watcher.start()
-    result = run(config_of(small_recipe(folder), output, **changes))
+    result = STAGE.run(config_of(small_recipe(folder), output, **changes))
     said |= {
         "steps": list(losses(output)),
         "left": [c.model_dump(include={"step", "interim"}) for c in result.store.all()],

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from raycurate.finetune.config import FinetuneConfig
+from raycurate.stages.finetune.config import FinetuneConfig
 from tests.encoders.tiny import WORDS
 from tests.finetune.families import save_family
 from tests.finetune.training_sets import write_set

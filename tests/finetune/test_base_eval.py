@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from raycurate.core.manifest import Manifest, StageKey
-from raycurate.data.beir import write_beir
-from raycurate.finetune.base_eval import measure_base
-from raycurate.finetune.dev_eval import METRICS, DevOptions, evaluate_dev
-from raycurate.finetune.result import FinetuneResult
+from raycurate.data.corpora.beir import write_beir
+from raycurate.stages.finetune.base_eval import measure_base
+from raycurate.stages.finetune.dev_eval import METRICS, DevOptions, evaluate_dev
+from raycurate.stages.finetune.result import FinetuneResult
 from tests.encoders.tiny import WORDS
 from tests.finetune.families import save_family
 from tests.finetune.runs import config_of

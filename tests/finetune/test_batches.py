@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from raycurate.core.errors import ConfigError, InputError
-from raycurate.data.training import TrainingData, read_training_data
-from raycurate.encoders.base import TokenBatch
-from raycurate.finetune.batches import Batch, Feed, Place, collate, pad_tokens, prefetch
-from raycurate.finetune.order import OrderOptions, QuestionOrder, Share, split_batch
-from raycurate.finetune.passages import PassageOptions, choose_passages
-from raycurate.finetune.prepared import Prepared
+from raycurate.data.training.training import TrainingData, read_training_data
+from raycurate.models.tokenize import TokenBatch
+from raycurate.training.batches.batches import Batch, Feed, Place, collate, pad_tokens, prefetch
+from raycurate.training.batches.order import OrderOptions, QuestionOrder, Share, split_batch
+from raycurate.training.batches.passages import PassageOptions, choose_passages
+from raycurate.training.batches.prepared import Prepared
 from tests.encoders.tiny import save_roberta
 from tests.finetune.training_sets import prepared_for, random_data, write_set
 from tests.processes import PATIENCE_S

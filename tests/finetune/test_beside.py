@@ -14,15 +14,15 @@ import torch.distributed as dist
 from torch import nn
 
 from raycurate.core.errors import RaycurateError
-from raycurate.finetune.backbones import ModelOptions
-from raycurate.finetune.beside import Beside
-from raycurate.finetune.checkpoints import CheckpointStore, Keep
-from raycurate.finetune.collectives import world
-from raycurate.finetune.export import _names
-from raycurate.finetune.loop import export_weights, train
-from raycurate.finetune.lora import LoraOptions
-from raycurate.finetune.model import load_bi_encoder
-from raycurate.finetune.writing import Maker, Saved, together
+from raycurate.training.checkpoints.checkpoints import CheckpointStore, Keep
+from raycurate.training.checkpoints.export import _names
+from raycurate.training.checkpoints.writer import Beside
+from raycurate.training.checkpoints.writing import Maker, Saved, together
+from raycurate.training.collectives import world
+from raycurate.training.loop import export_weights, train
+from raycurate.training.model.backbones import ModelOptions
+from raycurate.training.model.bi_encoder import load_bi_encoder
+from raycurate.training.model.lora import LoraOptions
 from tests.finetune.families import save_family
 from tests.finetune.training_sets import prepared_for, random_data
 from tests.finetune.trainings import Case, Diary, one_thread, run

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from raycurate.core.checkpoint import read_config
 from raycurate.encoders.base import encode, load_encoder
-from raycurate.encoders.fetch import fetch_model, hub_name
-from raycurate.encoders.options import EncoderOptions
-from raycurate.finetune.backbones import ModelOptions
-from raycurate.finetune.card import Origin, named_data, write_card
-from raycurate.finetune.checkpoints import CARD, CONSOLIDATED, CheckpointStore, Keep
-from raycurate.finetune.export import export_checkpoint
-from raycurate.finetune.lora import LoraOptions
-from raycurate.finetune.model import ROLES, load_bi_encoder
+from raycurate.models.checkpoint import read_config
+from raycurate.models.fetch import fetch_model, hub_name
+from raycurate.models.options import EncoderOptions
+from raycurate.training.checkpoints.card import Origin, named_data, write_card
+from raycurate.training.checkpoints.checkpoints import CARD, CONSOLIDATED, CheckpointStore, Keep
+from raycurate.training.checkpoints.export import export_checkpoint
+from raycurate.training.model.backbones import ModelOptions
+from raycurate.training.model.bi_encoder import ROLES, load_bi_encoder
+from raycurate.training.model.lora import LoraOptions
 from tests.encoders.tiny import TEXTS
 from tests.finetune.families import least_cosine, save_family, shake, vectors
 

@@ -11,10 +11,10 @@ import pytest
 from raycurate.cli import main
 from raycurate.core import storage
 from raycurate.core.errors import InputError, RaycurateError
-from raycurate.encoders.fetch import fetch_model
-from raycurate.encoders.options import EncoderOptions
-from raycurate.evaluate.systems import model_of
-from raycurate.finetune.check import check
+from raycurate.models.fetch import fetch_model
+from raycurate.models.options import EncoderOptions
+from raycurate.stages.eval.systems import model_of
+from raycurate.stages.finetune.check import check
 from tests.finetune.families import save_family
 from tests.finetune.runs import config_of
 

@@ -8,9 +8,9 @@ import pytest
 
 from raycurate.core import storage
 from raycurate.core.errors import InputError
-from raycurate.finetune.checkpoints import BEST, LATEST, CheckpointStore, Keep, better_when, checkpoint_name
-from raycurate.finetune.config import FinetuneConfig
-from raycurate.finetune.worker import local_copy, resume_place
+from raycurate.stages.finetune.config import FinetuneConfig
+from raycurate.stages.finetune.worker import local_copy, resume_place
+from raycurate.training.checkpoints.checkpoints import BEST, LATEST, CheckpointStore, Keep, better_when, checkpoint_name
 
 
 def _fill(store: CheckpointStore, epoch: int, step: int) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from raycurate.core.capacity import Capacity, NodeShape
 from raycurate.core.config import load_recipe
 from raycurate.core.errors import CapacityError, ConfigError, InputError, RaycurateError
-from raycurate.finetune.config import FinetuneConfig
-from raycurate.finetune.driver import Layout, _own_error, layout
-from raycurate.pipeline import STAGES
+from raycurate.pipeline import STAGES, config_of
+from raycurate.ray_runtime.capacity import Capacity, NodeShape
+from raycurate.stages.finetune.config import FinetuneConfig
+from raycurate.stages.finetune.driver import Layout, _own_error, layout
 
 BASE: dict[str, Any] = {"train": "train.jsonl", "model": "some/model", "output": "out"}
 
@@ -41,7 +41,7 @@ def test_the_precision_is_what_the_hardware_multiplies(monkeypatch: pytest.Monke
 
 
 def test_every_option_of_the_loop_can_be_said() -> None:
-    from raycurate.finetune.options import TrainOptions
+    from raycurate.training.options import TrainOptions
 
     ours = set(FinetuneConfig.model_fields)
     derived = {"elastic"}  # from num_workers
@@ -122,7 +122,7 @@ def test_what_cannot_be_is_said(values: dict[str, Any], said: str) -> None:
 
 
 def test_best_is_chosen_by_what_is_there() -> None:
-    from raycurate.finetune.dev_eval import METRICS
+    from raycurate.stages.finetune.dev_eval import METRICS
 
     assert all(_config(dev="eval_beir", best_metric=name).metric == name for name in METRICS)
     assert _config().metric is None
@@ -141,7 +141,7 @@ def test_how_it_runs_plays_no_part_in_whether_it_is_done() -> None:
 
 def test_the_recipe_wires_it_to_prep() -> None:
     recipe = load_recipe(None, ["workdir=/w", "model=m", "seed=3", "finetune.train_n_passages=2"], stages=STAGES)
-    config = STAGES["finetune"].config(recipe)
+    config = config_of("finetune", recipe)
     assert config.train == "/w/prep/train_mined.automodel_unrolled.json"
     assert config.val == "/w/prep/val_mined.automodel.json"
     assert (config.model, config.output, config.seed, config.n_passages) == ("m", "/w/finetune", 3, 2)
@@ -149,7 +149,7 @@ def test_the_recipe_wires_it_to_prep() -> None:
 
 
 def test_help_does_not_wait_for_torch() -> None:
-    code = "import sys, raycurate.finetune.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, raycurate.stages.finetune.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -15,10 +15,10 @@ from pyarrow import fs
 
 from raycurate.core import storage
 from raycurate.core.errors import ConfigError, InputError
-from raycurate.data.beir import write_beir
-from raycurate.evaluate.metrics import evaluate_hits
-from raycurate.finetune.checkpoints import CONSOLIDATED
-from raycurate.finetune.dev_eval import DevOptions, checkpoint_uri, evaluate_dev, read_dev
+from raycurate.data.corpora.beir import write_beir
+from raycurate.retrieval.metrics import evaluate_hits
+from raycurate.stages.finetune.dev_eval import DevOptions, checkpoint_uri, evaluate_dev, read_dev
+from raycurate.training.checkpoints.checkpoints import CONSOLIDATED
 from tests.encoders.tiny import WORDS
 from tests.processes import PATIENCE_S
 

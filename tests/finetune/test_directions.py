@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from raycurate.core.errors import ConfigError
-from raycurate.finetune.backbones import ModelOptions, attends_both_ways, describe_attention, training_contract
-from raycurate.finetune.base_eval import refuse_untrained
-from raycurate.finetune.export import export_checkpoint
-from raycurate.finetune.model import load_bi_encoder
-from raycurate.finetune.outline import ModelOutline
+from raycurate.stages.finetune.base_eval import refuse_untrained
+from raycurate.training.checkpoints.export import export_checkpoint
+from raycurate.training.model.backbones import ModelOptions, attends_both_ways, describe_attention, training_contract
+from raycurate.training.model.bi_encoder import load_bi_encoder
+from raycurate.training.model.meta_model import ModelOutline
 from tests.finetune.families import DECODERS, save_family
 from tests.finetune.runs import config_of
 

@@ -14,22 +14,22 @@ import torch
 from torch import Tensor
 
 from raycurate.core.config import fingerprint
-from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import ConfigError, InputError
-from raycurate.data.training import TrainingData, read_training_data
-from raycurate.encoders.options import EncoderOptions
-from raycurate.finetune import losses
-from raycurate.finetune.backbones import ModelOptions
-from raycurate.finetune.batches import Place, collate
-from raycurate.finetune.config import FinetuneConfig
-from raycurate.finetune.model import load_bi_encoder
-from raycurate.finetune.objective import Distillation
-from raycurate.finetune.options import TrainOptions
-from raycurate.finetune.order import Share
-from raycurate.finetune.passages import PassageOptions
-from raycurate.finetune.plan import plan_training
-from raycurate.finetune.prepared import Prepared, PrepareOptions, prepare
-from raycurate.finetune.teacher import TeacherOptions
+from raycurate.data.training.training import TrainingData, read_training_data
+from raycurate.models.contract import EmbeddingContract
+from raycurate.models.options import EncoderOptions
+from raycurate.stages.finetune.config import FinetuneConfig
+from raycurate.training.batches.batches import Place, collate
+from raycurate.training.batches.order import Share
+from raycurate.training.batches.passages import PassageOptions
+from raycurate.training.batches.prepared import Prepared, PrepareOptions, prepare
+from raycurate.training.batches.teacher import TeacherOptions
+from raycurate.training.loss import losses
+from raycurate.training.loss.objective import Distillation
+from raycurate.training.model.backbones import ModelOptions
+from raycurate.training.model.bi_encoder import load_bi_encoder
+from raycurate.training.options import TrainOptions
+from raycurate.training.plan import plan_training
 from tests.embed.hashing import hash_vector
 from tests.finetune.families import save_family
 from tests.finetune.runs import config_of, small_recipe
@@ -284,15 +284,15 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(local_ray: None, dat
 @pytest.mark.slow
 def test_the_stage_follows_a_teacher(local_ray: None, tmp_path: Path):
     """On Ray Train: the teacher embeds before the workers start, and leaves nothing behind."""
-    from raycurate.finetune.stage import run as run_stage
+    from raycurate.stages.finetune.stage import STAGE
 
     recipe = small_recipe(tmp_path)
     teacher = _shaken(recipe["model"], tmp_path / "teacher")
     parts = [{"kind": "embeddings", "teacher": teacher, "encoder": {"dtype": "float32", "concurrency": 1}}]
     changes = {"distillation": parts, "contrastive_weight": 0.0, "num_epochs": 6}
-    found = run_stage(config_of(recipe, tmp_path / "out", **changes))
+    found = STAGE.run(config_of(recipe, tmp_path / "out", **changes))
     curve = list(logged_losses(tmp_path / "out").values())
     assert np.mean(curve[-5:]) < 0.5 * curve[0]
     assert not (tmp_path / "out" / "_staging").exists()
-    assert run_stage(config_of(recipe, tmp_path / "out", **changes)).skipped
+    assert STAGE.run(config_of(recipe, tmp_path / "out", **changes)).skipped
     assert found.manifest.settings["distillation"][0]["teacher"] == teacher

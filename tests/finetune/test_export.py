@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from raycurate.core import storage
-from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import ConfigError, ContractError, InputError, OutputExistsError
-from raycurate.embed.config import EmbedConfig
-from raycurate.embed.model import read_contract
 from raycurate.encoders.base import encode, load_encoder
-from raycurate.encoders.options import EncoderOptions
-from raycurate.encoders.tokenize import Tokenizer
-from raycurate.finetune.backbones import ModelOptions
-from raycurate.finetune.export import export_checkpoint
-from raycurate.finetune.model import ROLES, load_bi_encoder
-from raycurate.finetune.outline import ModelOutline
+from raycurate.encoders.embed_options import EmbedConfig
+from raycurate.encoders.inspect import read_contract
+from raycurate.models.contract import EmbeddingContract
+from raycurate.models.options import EncoderOptions
+from raycurate.models.tokenize import Tokenizer
+from raycurate.training.checkpoints.export import export_checkpoint
+from raycurate.training.model.backbones import ModelOptions
+from raycurate.training.model.bi_encoder import ROLES, load_bi_encoder
+from raycurate.training.model.meta_model import ModelOutline
 from tests.encoders.tiny import TEXTS, save_llama
 from tests.finetune.families import batch_of, least_cosine, save_family, shake, vectors
 

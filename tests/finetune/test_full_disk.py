@@ -12,11 +12,11 @@ import pytest
 
 from raycurate.core import storage
 from raycurate.core.errors import RaycurateError
-from raycurate.finetune.backbones import ModelOptions
-from raycurate.finetune.beside import Beside
-from raycurate.finetune.checkpoints import CheckpointStore, Keep
-from raycurate.finetune.loop import train
-from raycurate.finetune.writing import Maker, Saved, Write
+from raycurate.training.checkpoints.checkpoints import CheckpointStore, Keep
+from raycurate.training.checkpoints.writer import Beside
+from raycurate.training.checkpoints.writing import Maker, Saved, Write
+from raycurate.training.loop import train
+from raycurate.training.model.backbones import ModelOptions
 from tests.finetune.families import save_family
 from tests.finetune.training_sets import prepared_for, random_data
 from tests.finetune.trainings import Case, Diary, one_thread

@@ -13,17 +13,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raycurate.core.contract import EmbeddingContract
-from raycurate.finetune import gradcache
-from raycurate.finetune.batches import TokenInputs
-from raycurate.finetune.collectives import gather_rows, gather_vectors, sum_over_ranks
-from raycurate.finetune.gradcache import Role, cached_backward, plain_backward
-from raycurate.finetune.losses import FalseNegatives, backward_scale, reduce
-from raycurate.finetune.masks import Keys, gathered_columns, own_columns
-from raycurate.finetune.metrics import Tally
-from raycurate.finetune.model import SHARED, BiEncoder, Tower
-from raycurate.finetune.multi_vector import MultiVectors
-from raycurate.finetune.objective import Objective, Targets
+from raycurate.models.contract import EmbeddingContract
+from raycurate.training.batches.batches import TokenInputs
+from raycurate.training.collectives import gather_rows, gather_vectors, sum_over_ranks
+from raycurate.training.loss import gradcache
+from raycurate.training.loss.gradcache import Role, cached_backward, plain_backward
+from raycurate.training.loss.losses import FalseNegatives, backward_scale, reduce
+from raycurate.training.loss.masks import Keys, gathered_columns, own_columns
+from raycurate.training.loss.objective import Objective, Targets
+from raycurate.training.metrics import Tally
+from raycurate.training.model.bi_encoder import SHARED, BiEncoder, Tower
+from raycurate.training.model.multi_vector import MultiVectors
 from tests.ranks import in_two_ranks
 
 LISTED = 3  # passages a question

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raycurate.data.training import read_training_data
+from raycurate.data.training.training import read_training_data
 from tests.finetune.peak_memory import measure
 from tests.finetune.training_sets import prepared_for, write_set
 

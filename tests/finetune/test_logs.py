@@ -14,7 +14,7 @@ import pytest
 
 from raycurate.core import storage
 from raycurate.core.errors import ConfigError, MissingDependencyError, RaycurateError
-from raycurate.finetune.logs import FILE, JsonLines, LogOptions, Logs, Sink, open_logs
+from raycurate.training.logs import FILE, JsonLines, LogOptions, Logs, Sink, open_logs
 
 
 def lines(folder: Path | str) -> list[dict[str, Any]]:
@@ -98,7 +98,7 @@ def test_a_tracker_that_fails_does_not_stop_the_training(tmp_path: Path, caplog:
             logs.log({"step": step, "loss": 1.0})
     logger.removeHandler(caplog.handler)
     assert tracker.written == [1] and len(lines(tmp_path)) == 3
-    assert {r.getMessage() for r in caplog.records if r.name == "raycurate.finetune.logs"} == {
+    assert {r.getMessage() for r in caplog.records if r.name == "raycurate.training.logs"} == {
         "MLflow failed (ConnectionError: no route to host): the training goes on without it"
     }
     assert tracker.failed is None, "it is not closed either"

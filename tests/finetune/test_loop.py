@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from raycurate.core.errors import ConfigError, InputError
-from raycurate.data.training import TrainingData, read_training_data
-from raycurate.finetune.backbones import ModelOptions
-from raycurate.finetune.loop import Trained, export_weights, train
-from raycurate.finetune.lora import LoraOptions
-from raycurate.finetune.options import TrainOptions
-from raycurate.finetune.plan import plan_training
-from raycurate.finetune.prepared import Prepared
-from raycurate.finetune.step import NotANumberError
-from raycurate.finetune.validate import repeated
+from raycurate.data.training.training import TrainingData, read_training_data
+from raycurate.training.batches.prepared import Prepared
+from raycurate.training.loop import Trained, export_weights, train
+from raycurate.training.model.backbones import ModelOptions
+from raycurate.training.model.lora import LoraOptions
+from raycurate.training.options import TrainOptions
+from raycurate.training.plan import plan_training
+from raycurate.training.step import NotANumberError
+from raycurate.training.validate import repeated
 from tests.encoders.tiny import TEXTS, WORDS
 from tests.finetune.families import save_family
 from tests.finetune.training_sets import prepared_for, write_set

@@ -7,11 +7,11 @@ import torch
 
 from raycurate.core.errors import ConfigError
 from raycurate.encoders.base import encode, load_encoder
-from raycurate.encoders.options import EncoderOptions
-from raycurate.finetune.backbones import ModelOptions
-from raycurate.finetune.export import export_checkpoint
-from raycurate.finetune.lora import LoraOptions, merged, options_of, stock_names
-from raycurate.finetune.model import load_bi_encoder
+from raycurate.models.options import EncoderOptions
+from raycurate.training.checkpoints.export import export_checkpoint
+from raycurate.training.model.backbones import ModelOptions
+from raycurate.training.model.bi_encoder import load_bi_encoder
+from raycurate.training.model.lora import LoraOptions, merged, options_of, stock_names
 from tests.encoders.tiny import TEXTS
 from tests.finetune.families import batch_of, least_cosine, save_family, vectors
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from raycurate.finetune import losses
-from raycurate.finetune.losses import Columns, FalseNegatives
-from raycurate.finetune.masks import Keys, forbidden_columns, own_columns, reversed_columns
-from raycurate.finetune.multi_vector import MultiVectors
-from raycurate.finetune.objective import Distillation, Objective, Targets
+from raycurate.training.loss import losses
+from raycurate.training.loss.losses import Columns, FalseNegatives
+from raycurate.training.loss.masks import Keys, forbidden_columns, own_columns, reversed_columns
+from raycurate.training.loss.objective import Distillation, Objective, Targets
+from raycurate.training.model.multi_vector import MultiVectors
 
 LN2 = math.log(2)
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import CapacityError, ConfigError, ContractError
 from raycurate.encoders.base import encode, load_encoder
-from raycurate.encoders.options import EncoderOptions
-from raycurate.finetune.backbones import ModelOptions, layers_of, load_body
-from raycurate.finetune.export import export_checkpoint
-from raycurate.finetune.model import load_bi_encoder
-from raycurate.finetune.multi_vector import MultiVectors, finish, maxsim
-from raycurate.finetune.outline import ModelOutline
+from raycurate.models.contract import EmbeddingContract
+from raycurate.models.options import EncoderOptions
+from raycurate.training.checkpoints.export import export_checkpoint
+from raycurate.training.model.backbones import ModelOptions, layers_of, load_body
+from raycurate.training.model.bi_encoder import load_bi_encoder
+from raycurate.training.model.meta_model import ModelOutline
+from raycurate.training.model.multi_vector import MultiVectors, finish, maxsim
 from tests.encoders.tiny import TEXTS, save_llama
 from tests.finetune.families import (
     DECODERS,
@@ -276,7 +276,7 @@ def test_what_cannot_be_trained_so_is_refused(tiny, tmp_path):
 
 def test_a_decoder_that_stays_causal_is_noticed(tiny, monkeypatch):
     """With the switch made ineffective, the probe must see that the first token does not see the second."""
-    monkeypatch.setattr("raycurate.finetune.backbones.make_bidirectional", lambda body: None)
+    monkeypatch.setattr("raycurate.training.model.backbones.make_bidirectional", lambda body: None)
     contract = EmbeddingContract.from_checkpoint(tiny["qwen2"]).model_copy(update={"attention": "bidirectional"})
     with pytest.raises(ContractError, match="does not let a token see those after it"):
         load_body(tiny["qwen2"], contract, ModelOptions())
@@ -300,7 +300,7 @@ def test_maxsim_in_blocks_is_the_double_loop_and_takes_gradients(monkeypatch):
     parts = [finish(torch.randn(2, width, 8), torch.ones(2, width), unit=True) for width in (4, 7)]
     passages = MultiVectors.join(parts)
     passages = MultiVectors(passages.vectors_NTD.requires_grad_(), passages.mask_NT)
-    monkeypatch.setattr("raycurate.finetune.multi_vector._BLOCK", 3 * 5 * 7)  # one passage at a time
+    monkeypatch.setattr("raycurate.training.model.multi_vector._BLOCK", 3 * 5 * 7)  # one passage at a time
     scores = maxsim(queries, passages)
     for q, query in enumerate(queries.rows()):
         for p, passage in enumerate(passages.rows()):

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from raycurate.core.errors import ConfigError
-from raycurate.finetune import optimise
-from raycurate.finetune.options import TrainOptions
+from raycurate.training import optimise
+from raycurate.training.options import TrainOptions
 
 
 def rates(steps: int, **options: Any) -> list[float]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from raycurate.core.errors import ConfigError
-from raycurate.finetune.order import BatchSplit, OrderOptions, QuestionOrder, shuffled, split_batch
+from raycurate.training.batches.order import BatchSplit, OrderOptions, QuestionOrder, shuffled, split_batch
 
 
 def random_order(seed: int, **options) -> QuestionOrder:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from raycurate.core.errors import ConfigError
-from raycurate.data.training import read_training_data
-from raycurate.finetune.lora import LoraOptions
-from raycurate.finetune.options import TrainOptions
-from raycurate.finetune.parallelize import choose_strategy, parallelize, refuse_what_cannot_be, training_bytes
-from raycurate.finetune.step import NotANumberError
+from raycurate.data.training.training import read_training_data
+from raycurate.training.model.lora import LoraOptions
+from raycurate.training.model.parallelize import choose_strategy, parallelize, refuse_what_cannot_be, training_bytes
+from raycurate.training.options import TrainOptions
+from raycurate.training.step import NotANumberError
 from tests.finetune.families import save_family
 from tests.finetune.training_sets import prepared_for, random_data, write_set
 from tests.finetune.trainings import (
@@ -264,8 +264,8 @@ def test_what_is_refused(options: dict[str, Any], said: str):
 
 
 def test_offloading_without_ranks_is_refused(tmp_path: Path):
-    from raycurate.finetune.backbones import ModelOptions
-    from raycurate.finetune.model import load_bi_encoder
+    from raycurate.training.model.backbones import ModelOptions
+    from raycurate.training.model.bi_encoder import load_bi_encoder
 
     encoder = load_bi_encoder(save_family(tmp_path, "bert"), ModelOptions())
     with pytest.raises(ConfigError, match="not initialised"):

@@ -10,10 +10,10 @@ import pytest
 
 from raycurate.core.config import load_recipe, shipped_recipes
 from raycurate.core.errors import CapacityError
-from raycurate.finetune.config import FinetuneConfig
-from raycurate.finetune.estimate import Estimate, Setting, estimate_training
-from raycurate.finetune.flops import GIB
-from raycurate.pipeline import STAGES, selected
+from raycurate.pipeline import STAGES, config_of, selected
+from raycurate.stages.finetune.config import FinetuneConfig
+from raycurate.training.estimate import Estimate, Setting, estimate_training
+from raycurate.training.flops import GIB
 from tests.finetune.test_estimate import LLAMA_1B, LLAMA_8B, config_folder
 
 MINISTRAL_3B = {  # the language model of Ministral-3-3B, without its vision tower
@@ -30,8 +30,8 @@ CONFIGS = {
 NAMES = [*CONFIGS, "minilm-cpu"]
 
 
-def config_of(name: str) -> FinetuneConfig:
-    found = STAGES["finetune"].config(load_recipe(name, [], stages=STAGES))
+def training_of(name: str) -> FinetuneConfig:
+    found = config_of("finetune", load_recipe(name, [], stages=STAGES))
     assert isinstance(found, FinetuneConfig)
     return found
 
@@ -40,7 +40,7 @@ def config_of(name: str) -> FinetuneConfig:
 def test_every_stage_of_the_recipe_is_valid(name: str) -> None:
     assert name in shipped_recipes()
     recipe = load_recipe(name, [], stages=STAGES)
-    configs: dict[str, Any] = {stage.name: stage.config(recipe) for stage in selected(recipe)}
+    configs: dict[str, Any] = {stage.name: config_of(stage.name, recipe) for stage in selected(recipe)}
     config = configs["finetune"]
     assert config.precision == ("auto" if name == "minilm-cpu" else "bfloat16")
     assert config.model_options().trained_length == max(config.query_max_length, config.passage_max_length)
@@ -53,7 +53,7 @@ def test_every_stage_of_the_recipe_is_valid(name: str) -> None:
 
 
 def test_the_8b_recipe_is_nvidias() -> None:
-    config = config_of("llama-embed-nemotron-8b")
+    config = training_of("llama-embed-nemotron-8b")
     options = config.train_options(cuda=True)
     assert config.model == "meta-llama/Llama-3.1-8B" and config.num_workers == 8
     assert (options.global_batch_size, options.local_batch_size) == (128, 1)
@@ -67,7 +67,7 @@ def test_the_8b_recipe_is_nvidias() -> None:
 
 @pytest.mark.parametrize(("name", "rate", "warmup"), [("llama3.2-1b", 5e-6, 100), ("ministral-3b", 2e-6, 100)])
 def test_the_decoders_recipes_are_automodels(name: str, rate: float, warmup: int) -> None:
-    config = config_of(name)
+    config = training_of(name)
     options = config.train_options(cuda=True)
     assert (options.learning_rate, options.warmup_steps, options.schedule) == (rate, warmup, "linear")
     assert (options.global_batch_size, options.checkpoint_every_steps) == (128, 500)
@@ -78,14 +78,14 @@ def test_the_decoders_recipes_are_automodels(name: str, rate: float, warmup: int
 
 def test_the_embed_recipe_is_written_out_defaults() -> None:
     """llama-nemotron-embed-1b writes down what the stage's defaults are, so that the two cannot drift apart."""
-    config = config_of("llama-nemotron-embed-1b")
+    config = training_of("llama-nemotron-embed-1b")
     defaults = FinetuneConfig(train="x", model="x", output="x")
     names = ("loss", "num_epochs", "learning_rate", "global_batch_size", "n_passages", "temperature", "weight_decay")
     assert {name: getattr(config, name) for name in names} == {name: getattr(defaults, name) for name in names}
 
 
 def estimated(name: str, folder: Path, ranks: int) -> Estimate:
-    config = config_of(name)
+    config = training_of(name)
     setting = Setting(
         ranks=ranks, memory=79 * GIB, cuda=True, n_passages=config.n_passages, query_length=config.query_max_length,
         passage_length=config.passage_max_length,

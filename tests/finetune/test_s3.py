@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from raycurate.core import storage
-from raycurate.core.contract import EmbeddingContract
 from raycurate.core.manifest import missing_files, require_whole
-from raycurate.encoders.fetch import fetch_model
-from raycurate.encoders.options import EncoderOptions
-from raycurate.finetune.checkpoints import CONSOLIDATED, CheckpointStore
+from raycurate.models.contract import EmbeddingContract
+from raycurate.models.fetch import fetch_model
+from raycurate.models.options import EncoderOptions
+from raycurate.training.checkpoints.checkpoints import CONSOLIDATED, CheckpointStore
 from tests.finetune.runs import STEPS, small_recipe
 from tests.processes import finish, start, tree, wait_until
 

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from raycurate.core.errors import InputError
-from raycurate.finetune import state
-from raycurate.finetune.state import Progress
+from raycurate.training.checkpoints import state
+from raycurate.training.checkpoints.state import Progress
 
 IDENTITY = {"seed": 1, "global_batch_size": 8}
 
@@ -137,7 +137,7 @@ def test_nothing_in_a_list_of_tensors_is_run(kind: str, tmp_path: Path):
 
 @pytest.mark.parametrize("function", ["eval", "exec", "getattr", "__import__"])
 def test_no_function_can_be_named(function: str, tmp_path: Path):
-    from raycurate.finetune.state_reader import StateReader, UnsafeStateError
+    from raycurate.training.checkpoints.state_reader import StateReader, UnsafeStateError
 
     (tmp_path / ".metadata").write_bytes(f"cbuiltins\n{function}\n.".encode())
     with pytest.raises(UnsafeStateError, match=f"it names builtins.{function}"):

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from raycurate.core.errors import ContractError
-from raycurate.finetune import streamed
-from raycurate.finetune.backbones import ModelOptions
-from raycurate.finetune.lora import LoraOptions
-from raycurate.finetune.model import BiEncoder, MustBeLoadedWholeError, empty_bi_encoder, load_bi_encoder
-from raycurate.finetune.options import TrainOptions
-from raycurate.finetune.parallelize import load_to_spread, parallelize
-from raycurate.finetune.shards import ShardWriter
+from raycurate.training.checkpoints.tensor_files import ShardWriter
+from raycurate.training.model import streamed
+from raycurate.training.model.backbones import ModelOptions
+from raycurate.training.model.bi_encoder import BiEncoder, MustBeLoadedWholeError, empty_bi_encoder, load_bi_encoder
+from raycurate.training.model.lora import LoraOptions
+from raycurate.training.model.parallelize import load_to_spread, parallelize
+from raycurate.training.options import TrainOptions
 from tests.encoders.tiny import TEXTS, save_tokenizer
 from tests.finetune.families import batch_of, save_family
 from tests.ranks import in_two_ranks

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raycurate.core.contract import EmbeddingContract
 from raycurate.core.errors import ConfigError, InputError, RaycurateError
-from raycurate.data.training import read_training_data
-from raycurate.encoders.options import EncoderOptions
-from raycurate.finetune import prepared as prepared_module
-from raycurate.finetune.tokens import (
+from raycurate.data.training.training import read_training_data
+from raycurate.models.contract import EmbeddingContract
+from raycurate.models.options import EncoderOptions
+from raycurate.training.batches import prepared as prepared_module
+from raycurate.training.batches.tokens import (
     CHUNK,
     TextTokens,
     check_lengths,
@@ -95,7 +95,7 @@ def test_only_documents_that_training_reads_are_tokenised(roberta, tmp_path):
 def test_two_processes_read_the_same_mapped_tokens(roberta, tmp_path):
     made = prepared_for(roberta, random_data(tmp_path))
     program = (
-        "import sys, hashlib; from raycurate.finetune.prepared import Prepared; p = Prepared(sys.argv[1]);"
+        "import sys, hashlib; from raycurate.training.batches.prepared import Prepared; p = Prepared(sys.argv[1]);"
         "print(type(p.documents.ids).__name__, hashlib.sha256(p.documents.ids.tobytes()).hexdigest(), p.ids_of([3])[0])"
     )
     expected = f"memmap {hashlib.sha256(made.documents.ids.tobytes()).hexdigest()} q3"

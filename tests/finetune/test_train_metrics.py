@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from raycurate.finetune.metrics import Tally, positive_ranks
+from raycurate.training.metrics import Tally, positive_ranks
 
 SCORES = torch.tensor([[0.9, 0.1, 0.2], [0.5, 0.6, 0.1], [0.1, 0.2, 0.3], [0.7, 0.7, 0.1]])
 

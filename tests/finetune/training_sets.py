@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from raycurate.core.contract import EmbeddingContract
-from raycurate.data.training import TrainingData, read_training_data, write_corpus
-from raycurate.encoders.options import EncoderOptions
-from raycurate.finetune.passages import PassageOptions
-from raycurate.finetune.prepared import Prepared, PrepareOptions, prepare
+from raycurate.data.training.training import TrainingData, read_training_data, write_corpus
+from raycurate.models.contract import EmbeddingContract
+from raycurate.models.options import EncoderOptions
+from raycurate.training.batches.passages import PassageOptions
+from raycurate.training.batches.prepared import Prepared, PrepareOptions, prepare
 from tests.encoders.tiny import WORDS
 
 

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raycurate.finetune.backbones import ModelOptions
-from raycurate.finetune.beside import Beside
-from raycurate.finetune.collectives import world
-from raycurate.finetune.loop import Trained, train
-from raycurate.finetune.lora import LoraOptions
-from raycurate.finetune.model import BiEncoder, load_bi_encoder
-from raycurate.finetune.options import TrainOptions
-from raycurate.finetune.parallelize import parallelize
-from raycurate.finetune.plan import plan_training
-from raycurate.finetune.prepared import Prepared
-from raycurate.finetune.step import Stepper
-from raycurate.finetune.writing import Interim, Saved, Write
+from raycurate.training.batches.prepared import Prepared
+from raycurate.training.checkpoints.writer import Beside
+from raycurate.training.checkpoints.writing import Interim, Saved, Write
+from raycurate.training.collectives import world
+from raycurate.training.loop import Trained, train
+from raycurate.training.model.backbones import ModelOptions
+from raycurate.training.model.bi_encoder import BiEncoder, load_bi_encoder
+from raycurate.training.model.lora import LoraOptions
+from raycurate.training.model.parallelize import parallelize
+from raycurate.training.options import TrainOptions
+from raycurate.training.plan import plan_training
+from raycurate.training.step import Stepper
 from tests.finetune.families import save_family
 
 COMMON: dict[str, Any] = {

@@ -3,7 +3,7 @@
 import pytest
 
 from raycurate.encoders.base import encode, load_encoder
-from raycurate.encoders.options import EncoderOptions
+from raycurate.models.options import EncoderOptions
 from tests.conftest import SHARED_DATA
 from tests.encoders.parity import least_cosine, texts
 from tests.encoders.tiny import TEXTS, save_llama

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from raycurate.clustering import nearest as assignment
+from raycurate.clustering.group import GroupPlan, KMeansGroup
+from raycurate.clustering.options import FitOptions
+from raycurate.clustering.shards import Piece, pieces_of
+from raycurate.clustering.torch_engine import Fit
 from raycurate.core import storage
-from raycurate.kmeans import assign as assignment
-from raycurate.kmeans.group import GroupPlan, KMeansGroup
-from raycurate.kmeans.options import FitOptions
-from raycurate.kmeans.shards import Piece, pieces_of
-from raycurate.kmeans.torch_engine import Fit
 from tests.kmeans.test_fit import blobs, points_of
 from tests.kmeans.test_shards import write
 
@@ -121,8 +121,8 @@ def test_vectors_larger_than_their_share_stay_on_the_host():
     needs_rapids()
     import cupy
 
-    from raycurate.kmeans.collective import Alone
-    from raycurate.kmeans.raft_engine import place
+    from raycurate.clustering.collective import Alone
+    from raycurate.clustering.raft_engine import place
 
     for fraction, kind in ((0.5, cupy.ndarray), (1e-6, np.ndarray)):
         parts, buffered = place(points_of(rows()), FitOptions(K, device_memory_fraction=fraction), Alone(), cupy)

@@ -14,7 +14,7 @@ from raycurate.core.config import load_recipe
 from raycurate.core.errors import ConfigError, InputError
 from raycurate.core.other_names import OTHER_NAMES, called_here
 from raycurate.import_config import import_config
-from raycurate.pipeline import STAGES
+from raycurate.pipeline import STAGES, config_of
 
 AUTOMODEL = """
 recipe: TrainBiEncoderRecipe
@@ -120,7 +120,7 @@ def checked(recipe, folder: Path, *stages: str) -> dict:
     path = write(folder, "recipe.yaml", recipe.text)
     loaded = load_recipe(path, [], stages=STAGES)
     assert loaded.values == recipe.values
-    return {stage: STAGES[stage].config(loaded) for stage in stages}
+    return {stage: config_of(stage, loaded) for stage in stages}
 
 
 def left(recipe) -> dict[str, str]:
@@ -266,7 +266,7 @@ def test_a_python_file_is_read_and_not_run(tmp_path):
 
 @pytest.mark.parametrize("theirs", OTHER_NAMES)
 def test_a_name_of_another_tool_is_no_option_here_and_its_hint_is_one(theirs):
-    options = {name: set(stage.config_class.model_fields) for name, stage in STAGES.items()}
+    options = {name: set(stage.Config.model_fields) for name, stage in STAGES.items()}
     assert any(called_here(theirs, known) for known in options.values())
 
 

@@ -12,12 +12,12 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from raycurate.kmeans.assign import Centroids, assign
-from raycurate.kmeans.collective import Alone
-from raycurate.kmeans.lloyd import Iteration, Labelled
-from raycurate.kmeans.lloyd import lloyd as lloyd_of
-from raycurate.kmeans.points import Points, uniform
-from raycurate.kmeans.seeding import random_rows, scalable_kmeans
+from raycurate.clustering.collective import Alone
+from raycurate.clustering.lloyd import Iteration, Labelled
+from raycurate.clustering.lloyd import lloyd as lloyd_of
+from raycurate.clustering.nearest import Centroids, assign
+from raycurate.clustering.points import Points, uniform
+from raycurate.clustering.seeding import random_rows, scalable_kmeans
 from tests.processes import PATIENCE_S
 
 CPU = torch.device("cpu")

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import torch
 
+from raycurate.clustering import torch_engine
+from raycurate.clustering.collective import Alone
+from raycurate.clustering.group import GroupPlan, KMeansGroup
+from raycurate.clustering.nearest import nearest
+from raycurate.clustering.options import FitOptions
+from raycurate.clustering.saved_centroids import load
+from raycurate.clustering.shards import Piece, pieces_of
+from raycurate.clustering.torch_engine import Fit, meet, see_that_labels_are_right
+from raycurate.clustering.worker import KMeansWorker
 from raycurate.core import storage
-from raycurate.core.capacity import NodeShape
-from raycurate.core.cluster import environment_versions
 from raycurate.core.errors import CapacityError, ConfigError, InputError, RaycurateError
-from raycurate.kmeans import torch_engine
-from raycurate.kmeans.assign import nearest
-from raycurate.kmeans.checkpoint import load
-from raycurate.kmeans.collective import Alone
-from raycurate.kmeans.group import GroupPlan, KMeansGroup
-from raycurate.kmeans.options import FitOptions
-from raycurate.kmeans.shards import Piece, pieces_of
-from raycurate.kmeans.torch_engine import Fit, meet, see_that_labels_are_right
-from raycurate.kmeans.worker import KMeansWorker
+from raycurate.ray_runtime.capacity import NodeShape
+from raycurate.ray_runtime.cluster import environment_versions
 from tests.kmeans.test_fit import blobs
 from tests.kmeans.test_shards import write
 from tests.processes import PATIENCE_S

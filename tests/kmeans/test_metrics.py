@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import requests
 
-from raycurate.kmeans.assignment import fixed_size_lists
+from raycurate.clustering.assignment import fixed_size_lists
 from tests.clusters import head_node
 from tests.processes import PATIENCE_S
 

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
+from raycurate.clustering import raft_engine, torch_engine
+from raycurate.clustering.collective import Alone
+from raycurate.clustering.options import FitOptions
+from raycurate.clustering.points import Points
+from raycurate.clustering.saved_centroids import load
+from raycurate.clustering.worker import CollectiveError, KMeansWorker
 from raycurate.core.errors import ConfigError, InputError, MissingDependencyError, RaycurateError
-from raycurate.kmeans import raft_engine, torch_engine
-from raycurate.kmeans.checkpoint import load
-from raycurate.kmeans.collective import Alone
-from raycurate.kmeans.options import FitOptions
-from raycurate.kmeans.points import Points
-from raycurate.kmeans.worker import CollectiveError, KMeansWorker
 from tests.kmeans.test_fit import blobs, on_ranks, points_of
 
 MODULES = (
@@ -306,7 +306,7 @@ def test_a_missing_package_names_the_extra(missing: str, monkeypatch: pytest.Mon
 
 
 def _versions() -> dict[str, str]:
-    from raycurate.core.cluster import environment_versions
+    from raycurate.ray_runtime.cluster import environment_versions
 
     return environment_versions()
 

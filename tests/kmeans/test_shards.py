@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raycurate.clustering.shards import pieces_of, read_piece, shares
+from raycurate.clustering.vectors import unit_vectors
 from raycurate.core import storage
 from raycurate.core.errors import InputError
-from raycurate.kmeans.shards import pieces_of, read_piece, shares
-from raycurate.kmeans.vectors import unit_vectors
 
 
 def write(path: Path, rows: np.ndarray, *, group: int, kind: str = "fixed") -> None:

@@ -13,9 +13,9 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 import raycurate as rc
-from raycurate.core.contract import EmbeddingContract, contract_to_schema
 from raycurate.core.errors import ContractError, InputError, OutputExistsError
 from raycurate.core.manifest import require_whole
+from raycurate.models.contract import EmbeddingContract, contract_to_schema
 from tests.kmeans.test_fit import blobs
 
 pytestmark = pytest.mark.usefixtures("local_ray")

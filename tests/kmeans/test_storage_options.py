@@ -11,7 +11,7 @@ import pytest
 import raycurate as rc
 from raycurate.core import access, storage
 from raycurate.core.errors import ConfigError
-from raycurate.kmeans.config import KMeansConfig
+from raycurate.stages.kmeans.config import KMeansConfig
 from tests.conftest import BUCKET
 from tests.kmeans.test_fit import blobs
 from tests.kmeans.test_stage import write

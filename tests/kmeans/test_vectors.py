@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raycurate.clustering.assignment import read_rows
+from raycurate.clustering.inputs import open_embeddings
+from raycurate.clustering.vectors import holds_vectors, unit_vectors
 from raycurate.core.errors import InputError
-from raycurate.kmeans.assignment import read_rows
-from raycurate.kmeans.config import VectorsOptions
-from raycurate.kmeans.inputs import open_embeddings
-from raycurate.kmeans.vectors import holds_vectors, unit_vectors
+from raycurate.stages.kmeans.config import VectorsOptions
 
 
 def ray_tensors(rows: list[Any], numbers: pa.DataType) -> pa.Array:

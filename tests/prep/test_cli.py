@@ -8,7 +8,7 @@ import pytest
 
 from raycurate.cli import main
 from raycurate.core.config import load_recipe
-from raycurate.pipeline import STAGES, selected
+from raycurate.pipeline import STAGES, config_of, selected
 
 
 def test_a_data_set_needs_a_place(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,18 +31,18 @@ def test_prep_of_the_shipped_recipe_is_wired_to_what_comes_before() -> None:
     recipe = load_recipe("quickstart", [], stages=STAGES, stage=None)
     names = [stage.name for stage in selected(recipe)]
     assert names == ["sample-corpus", "embed", "kmeans", "dedup", "prep", "finetune", "eval"]
-    config = STAGES["prep"].config(recipe)
+    config = config_of("prep", recipe)
     assert (config.output, config.cache) == ("runs/quickstart/prep", "runs/quickstart/cache")
-    assert config.groups == "runs/quickstart/dedup" and config.model == STAGES["embed"].config(recipe).model
+    assert config.groups == "runs/quickstart/dedup" and config.model == config_of("embed", recipe).model
     assert (
         config.hard_negatives_to_mine == 5
-        and STAGES["mine"].config_class.model_fields["hard_negatives_to_mine"].default == 20
+        and STAGES["mine"].Config.model_fields["hard_negatives_to_mine"].default == 20
     )
 
 
 def test_eval_takes_the_recipes_own_training() -> None:
     recipe = load_recipe("quickstart", ["finetune.output=elsewhere/tuned"], stages=STAGES, stage=None)
-    assert STAGES["eval"].config(recipe).dense_names == ["base", "finetuned"]
-    assert STAGES["eval"].config(recipe).finetuned == "elsewhere/tuned"
+    assert config_of("eval", recipe).dense_names == ["base", "finetuned"]
+    assert config_of("eval", recipe).finetuned == "elsewhere/tuned"
     del recipe.values["finetune"]
-    assert STAGES["eval"].config(recipe).dense_names == ["base"]
+    assert config_of("eval", recipe).dense_names == ["base"]

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycurate.core.errors import ConfigError, InputError
-from raycurate.prep.convert import Converted, advice, convert
-from raycurate.prep.convert_options import ConvertOptions
+from raycurate.pairs.convert import Converted, advice, convert
+from raycurate.pairs.convert_options import ConvertOptions
 from tests.prep.sdg_records import corpus, pair, record, write_jsonl
 
 

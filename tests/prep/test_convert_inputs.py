@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycurate.core.errors import InputError
-from raycurate.data.beir import write_beir
-from raycurate.prep.bm25 import bm25_search, tokens
+from raycurate.data.corpora.beir import write_beir
+from raycurate.retrieval.bm25 import bm25_search, tokens
 from tests.prep.test_convert import converted, files, lines
 
 

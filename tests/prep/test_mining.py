@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 
 from raycurate.core.errors import ConfigError, RaycurateError
-from raycurate.data.training import TABLE_SCHEMA, Corpus, TrainingData
-from raycurate.embed.cache import Embedded, text_keys
-from raycurate.prep.mine_options import MineOptions
-from raycurate.prep.mining import MinedQuestion, Ready, held_out_keys, mine
-from raycurate.prep.negatives import bounds, fused, generator
-from raycurate.prep.teacher import Teacher
+from raycurate.data.training.training import TABLE_SCHEMA, Corpus, TrainingData
+from raycurate.encoders.cache import Embedded, text_keys
+from raycurate.pairs.mine_options import MineOptions
+from raycurate.pairs.mining import MinedQuestion, Ready, held_out_keys, mine
+from raycurate.pairs.negatives import bounds, fused, generator
+from raycurate.pairs.teacher import Teacher
 from raycurate.search import VectorShards
 
 DOCUMENTS, QUESTIONS, DIM = 150, 40, 12

@@ -9,7 +9,7 @@ import pytest
 
 from raycurate.core import storage
 from raycurate.core.manifest import require_whole
-from raycurate.data.training import read_training_data
+from raycurate.data.training.training import read_training_data
 from tests.prep.records import records, write
 from tests.prep.test_stage import prepare
 from tests.processes import finish, start

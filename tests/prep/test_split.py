@@ -14,10 +14,10 @@ import pytest
 
 from raycurate.core.errors import InputError
 from raycurate.core.manifest import Manifest, OutputFile, StageKey, write_manifest
-from raycurate.prep.groups import Unions, copies, near_duplicates
-from raycurate.prep.leak import measure_leak
-from raycurate.prep.pairs import SPLITS, Documents, Pairs, Query, normalised
-from raycurate.prep.split import assign, group_units, grouped_split, random_split, split_units
+from raycurate.pairs.groups import Unions, copies, near_duplicates
+from raycurate.pairs.leak import measure_leak
+from raycurate.pairs.pairs import SPLITS, Documents, Pairs, Query, normalised
+from raycurate.pairs.split import assign, group_units, grouped_split, random_split, split_units
 
 RATIOS = {"train": 0.8, "val": 0.1, "test": 0.1}
 

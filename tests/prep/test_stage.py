@@ -13,10 +13,10 @@ import pytest
 import raycurate as rc
 from raycurate.core.errors import ConfigError, InputError, OutputExistsError
 from raycurate.core.manifest import require_whole
-from raycurate.data.training import read_training_data
-from raycurate.prep.config import UnrollConfig
-from raycurate.prep.show import show
-from raycurate.prep.unroll import run as unroll
+from raycurate.data.training.training import read_training_data
+from raycurate.pairs.config import UnrollConfig
+from raycurate.pairs.show import show
+from raycurate.stages.unroll.stage import STAGE as UNROLL
 from tests.embed.hashing import hash_vector
 from tests.prep.records import records, write
 
@@ -143,7 +143,7 @@ def test_mine_alone_is_what_prep_did_and_unroll_alone_too(made: Path, tmp_path: 
     assert result.manifest.counts["questions"] == len(strict(output / "train.json")["data"])
     name = "train_mined.automodel.json"
     assert strict(tmp_path / "mined" / name)["data"] == strict(output / name)["data"]
-    done = unroll(UnrollConfig(input=str(tmp_path / "mined"), output=str(tmp_path / "flat")))
+    done = UNROLL.run(UnrollConfig(input=str(tmp_path / "mined"), output=str(tmp_path / "flat")))
     flat = strict(tmp_path / "flat/train_mined.automodel_unrolled.json")
     assert flat["data"] == strict(output / "train_mined.automodel_unrolled.json")["data"]
     assert done.manifest.counts["rows"] == len(flat["data"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raycurate.prep.titles import first_sentence, plain, title_pair, without_heading, without_name
+from raycurate.pairs.titles import first_sentence, plain, title_pair, without_heading, without_name
 
 
 def test_prose_has_its_title_for_a_question() -> None:

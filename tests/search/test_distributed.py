@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raycurate.core.cluster import ActorGroupOptions
 from raycurate.core.errors import CapacityError, ConfigError, InputError
+from raycurate.ray_runtime.cluster import ActorGroupOptions
 from raycurate.search import Hits, Limits, VectorShards, distributed, pair_scores, search
 from raycurate.search.approximate import IvfOptions, search_approximately
 from tests.search.brute import assert_equal, brute_force, clustered, random_limits

@@ -126,7 +126,7 @@ def test_a_query_finds_the_document_that_it_is(tmp_path: Path) -> None:
 
 
 def test_scores_are_those_of_training() -> None:
-    training = pytest.importorskip("raycurate.finetune.multi_vector")
+    training = pytest.importorskip("raycurate.training.model.multi_vector")
     queries, documents = texts([3, 7], 10), texts([5, 9, 1], 11)
 
     def rectangle(rows: list[np.ndarray]) -> object:

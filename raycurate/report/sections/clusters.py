@@ -204,7 +204,7 @@ def _removed(run: Run, ids: pa.ChunkedArray) -> np.ndarray:
 def _centres(output: StageOutput, found: Projection, named: Sequence[Cluster]) -> dict[str, np.ndarray]:
     if not named:
         return {}
-    from raycurate.kmeans.centroids import given
+    from raycurate.clustering.centroids import given
 
     centres_KD = given(output.folder)
     chosen = [c for c in named if c.number < len(centres_KD)]

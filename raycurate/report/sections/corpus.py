@@ -90,10 +90,10 @@ def _tokens(embed: StageOutput, documents: Documents) -> Tokens:
     """
     import tokenizers
 
-    from raycurate.embed.operators import fill_template
     from raycurate.encoders.base import is_url
-    from raycurate.encoders.options import EncoderOptions
-    from raycurate.encoders.tokenize import serialised_tokenizer
+    from raycurate.encoders.operators import fill_template
+    from raycurate.models.options import EncoderOptions
+    from raycurate.models.tokenize import serialised_tokenizer
 
     model = str(embed.options["model"])
     if is_url(model):

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from raycurate.core.errors import RaycurateError
-from raycurate.data.sdg import Reject, read_sdg
+from raycurate.data.training.sdg import Reject, read_sdg
 from raycurate.report import charts
 from raycurate.report.context import Context
 from raycurate.report.html import (

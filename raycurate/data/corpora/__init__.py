@@ -1,0 +1,1 @@
+"""Corpora of numbered documents, and test sets."""

@@ -1,0 +1,1 @@
+"""Documents in: text, JSON Lines and Parquet files."""

@@ -1,0 +1,1 @@
+"""Training data in every form."""

@@ -1,1 +1,0 @@
-"""Clusters -> near-duplicates -> kept documents. `raycurate.deduplicate` is `dedup.stage.deduplicate`."""

@@ -1,0 +1,1 @@
+"""What knows Ray: reaching or starting it, its capacity, jobs."""

@@ -1,0 +1,1 @@
+"""Question/answer records, titles or BEIR data -> training data and splits."""

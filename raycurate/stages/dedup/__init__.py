@@ -1,0 +1,1 @@
+"""Clusters -> near-duplicates -> kept documents."""

@@ -1,0 +1,1 @@
+"""A test set and systems -> retrieval metrics, intervals and comparisons."""

@@ -1,0 +1,1 @@
+"""Training data -> a fine-tuned embedding model, as a Ray Train run."""

@@ -1,0 +1,1 @@
+"""Training data -> the same with mined hard negatives."""

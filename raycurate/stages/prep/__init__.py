@@ -1,0 +1,1 @@
+"""convert, mine and unroll in one: training, validation and test data."""

@@ -1,0 +1,1 @@
+"""Mined training data -> one positive a row."""

@@ -1,0 +1,1 @@
+"""Training data made ready, and cut into the batches of each rank."""

@@ -1,0 +1,1 @@
+"""Checkpoints: how they come to be, their states, and the models exported from them."""

@@ -1,0 +1,1 @@
+"""Losses, masks and their gradients."""
