@@ -10,6 +10,7 @@ A holder that was paused for so long that another took over finds out when it re
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -129,11 +130,17 @@ class OutputLock:
         if storage.is_remote(self.folder):
             storage.delete(self.path)
             return
+        with _one_at_a_time(self.folder):
+            # A newcomer that looked earlier must not move the lock that another has made since, even for a moment.
+            if (read_lock(self.folder) or {}).get("token") == dead.get("token"):
+                self._move_away(dead)
+
+    def _move_away(self, dead: dict[str, Any]) -> None:
         aside = _beside(self.path)
         try:
             os.rename(self.path, aside)
         except FileNotFoundError:
-            return  # another newcomer was first
+            return  # its run has come back to life, and ended
         if _parse(_bytes(aside)).get("token") != dead.get("token"):
             with suppress(FileExistsError):
                 os.link(aside, self.path)  # it was a live one: back with it
@@ -199,6 +206,18 @@ def describe(lock: dict[str, Any]) -> str:
         age = ""
     stage, host, pid = (lock.get(name, "?") for name in ("stage", "host", "pid"))
     return f"{stage} on {host}, process {pid}, since {since}{age}"
+
+
+@contextmanager
+def _one_at_a_time(folder: str) -> Iterator[None]:
+    """Only one process of this machine, and one thread of it, is inside; all are where a file system cannot do that."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which gives it back
 
 
 def _create_whole(path: str, content: bytes) -> bool:

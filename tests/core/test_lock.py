@@ -116,6 +116,19 @@ def test_of_many_newcomers_to_a_dead_lock_one_gets_it(tmp_path: Path) -> None:
         lock.release()
 
 
+def test_a_newcomer_that_comes_late_leaves_the_lock_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It saw the dead lock, and moves away what is there by then: never another's, for however short a moment."""
+    elsewhere(tmp_path)
+    dead = read_lock(str(tmp_path)) or {}
+    first, late = (OutputLock(str(tmp_path), name, beat=0.05) for name in ("first", "late"))
+    first.acquire()
+    moved: list[object] = []
+    monkeypatch.setattr(os, "rename", lambda *paths: moved.append(paths))
+    late._take_away(dead)
+    assert not moved and (read_lock(str(tmp_path)) or {})["stage"] == "first"
+    first.release()
+
+
 def test_a_writer_that_was_taken_over_does_not_commit(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"12345")
     (tmp_path / "_staging").mkdir()
