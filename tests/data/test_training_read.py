@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycurate.core.errors import ConfigError, InputError
+from raycurate.data.training import training_lines
 from raycurate.data.training.training import (
     TABLE_SCHEMA,
     TrainingData,
     document_id,
     read_training_data,
-    training_lines,
     write_corpus,
     write_corpus_id_json,
     write_inline_jsonl,
