@@ -166,10 +166,20 @@ class _StageHelp(argparse.Action):
         stage = STAGES[self.stage]
         say(f"usage: raycurate {stage.name} [-c RECIPE] [--dry-run] [--address ADDRESS] [-v] [key=value ...]\n")
         say(f"{STAGES.helps[self.stage]}\n")
+        for action in parser._actions:
+            if action.option_strings and action is not self:
+                say(f"  {_flag(action)}")
+        say("")
         say("options (key=value; lists [a, b], mappings {a: b}; text as it is typed, null for none):")
         for line in option_lines(stage.Config):
             say(line)
         parser.exit(0)
+
+
+def _flag(action: argparse.Action) -> str:
+    """One flag as a line of help."""
+    value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
+    return f"{', '.join(action.option_strings)}{value}".ljust(30) + (action.help or "")
 
 
 def option_lines(model: Any) -> list[str]:

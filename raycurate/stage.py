@@ -154,7 +154,7 @@ class Stage(Generic[C, I]):
     name: ClassVar[str]
     version: ClassVar[int]
     Config: ClassVar[type[StageConfig]]
-    Result: ClassVar[type[Result]]
+    Result: ClassVar[type[Result]] = Result
     folder: ClassVar[str] = ""
     inputs: ClassVar[Mapping[str, Output | Shared]] = {}
     places: ClassVar[tuple[str, ...]] = ("input", "output")

@@ -20,17 +20,11 @@ from raycurate.core.errors import ConfigError, ContractError
 from raycurate.models.checkpoint import counts_padding
 from raycurate.models.contract import EmbeddingContract
 from raycurate.models.modules import read_modules
-from raycurate.models.options import EncoderOptions
+from raycurate.models.options import ENGINES, EncoderOptions
 from raycurate.models.tokenize import TokenBatch
 
 Vectors = np.ndarray | list[np.ndarray]
 
-_ENGINE_CLASSES = {
-    "transformers": ("raycurate.encoders.transformers", "TransformersEncoder"),
-    "sentence-transformers": ("raycurate.encoders.sentence_transformers", "SentenceTransformersEncoder"),
-    "vllm": ("raycurate.encoders.vllm", "VllmEncoder"),
-    "endpoint": ("raycurate.encoders.endpoint", "EndpointEncoder"),
-}
 _LARGE_DECODER = 500_000_000  # parameters from which vLLM's start-up is paid back
 
 
@@ -165,9 +159,9 @@ def load_encoder(options: EncoderOptions, *, threads: int | None = None) -> Enco
     engine = options.engine
     if engine == "auto":
         engine, _ = choose_engine(options, gpu=_has_gpu(options))
-    if engine not in _ENGINE_CLASSES:
+    if engine not in ENGINES:
         return custom_engine(engine)(options)
-    module, name = _ENGINE_CLASSES[engine]
+    module, _, name = ENGINES[engine].partition(":")
     return getattr(importlib.import_module(module), name)(options, threads=threads)
 
 

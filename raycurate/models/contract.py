@@ -106,10 +106,6 @@ class EmbeddingContract(BaseModel):
         """16 hex digits over the identity."""
         return fingerprint(self.identity())
 
-    def cache_key(self) -> str:
-        """16 hex digits over identity and provenance: vectors under one key are bit-comparable."""
-        return fingerprint([self.identity(), self.provenance()])
-
     def differences(self, other: EmbeddingContract) -> dict[str, tuple[Any, Any]]:
         """Identity fields in which `other` differs: field -> (value here, value there)."""
         mine, theirs = self.identity(), other.identity()
@@ -221,11 +217,6 @@ class EmbeddingContract(BaseModel):
         if prompts is not None:
             values["prompts"] = prompts
         return cls(**values)
-
-
-def contract_to_schema(schema: pa.Schema, contract: EmbeddingContract) -> pa.Schema:
-    """`schema` with the contract in its metadata, other metadata kept."""
-    return schema.with_metadata({**(schema.metadata or {}), SCHEMA_KEY: contract.to_json().encode()})
 
 
 def contract_from_schema(schema: pa.Schema) -> EmbeddingContract | None:

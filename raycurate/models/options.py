@@ -11,7 +11,13 @@ from raycurate.core.config import StageConfig, option
 from raycurate.core.errors import nearest
 from raycurate.models.contract import pooling_name
 
-ENGINES = ("transformers", "sentence-transformers", "vllm", "endpoint")
+ENGINES = {
+    "transformers": "raycurate.encoders.transformers:TransformersEncoder",
+    "sentence-transformers": "raycurate.encoders.sentence_transformers:SentenceTransformersEncoder",
+    "vllm": "raycurate.encoders.vllm:VllmEncoder",
+    "endpoint": "raycurate.encoders.endpoint:EndpointEncoder",
+}
+"""What runs a model, and its class; a new engine is its module in `encoders/` and a line here."""
 _MODULE_AND_CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 

@@ -6,11 +6,6 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from raycurate.data.corpora.beir import read_beir
-from raycurate.retrieval.metrics import K_VALUES, Metrics, evaluate_hits
 
 K1, B = 0.9, 0.4
 """As in Anserini's BEIR baselines."""
@@ -52,15 +47,3 @@ def bm25_search(corpus_texts: Sequence[str], queries: Sequence[str], k: int) -> 
     rows_QK[known] = np.where(scores > 0, found, -1)
     scores_QK[known] = np.where(scores > 0, scores, -np.inf)
     return rows_QK, scores_QK
-
-
-def bm25_floor(folder: str, split: str = "test", k_values: Sequence[int] = K_VALUES) -> Metrics:
-    """BM25's metrics on the judged queries of a BEIR folder; title and text are one, joined by a space."""
-    data = read_beir(folder, split)
-    columns = (data.corpus["title"].to_pylist(), data.corpus["text"].to_pylist())
-    texts = [f"{title or ''} {text or ''}".strip() for title, text in zip(*columns, strict=True)]
-    ids = np.array([*data.corpus["_id"].to_pylist(), None], object)
-    queries = data.queries.filter(pc.is_in(data.queries["_id"], value_set=pa.array(list(data.qrels), pa.string())))
-    # One more than the largest cut: a document with the query's own id is passed over.
-    rows_QK, scores_QK = bm25_search(texts, queries["text"].to_pylist(), max(k_values) + 1)
-    return evaluate_hits(data.qrels, queries["_id"].to_pylist(), ids[rows_QK], scores_QK, k_values=k_values)

@@ -16,7 +16,6 @@ from raycurate.models.contract import EmbeddingContract
 from raycurate.retrieval.metrics import evaluate_hits
 from raycurate.retrieval.retrieve import DenseModel, retrieve
 from raycurate.stages.mine.stage import STAGE as mine_hard_negatives
-from raycurate.stages.mine.stage import mined_file
 from tests.encoders.tiny import WORDS, save_roberta
 
 RUN: dict[str, Any] = {"dtype": "float32", "device": "cpu", "concurrency": 1}
@@ -70,7 +69,7 @@ def test_ranks_and_scores_are_sentence_transformers(tmp_path: Path, similarity: 
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in inline))
     options = {"model": model, "encoder": RUN, "hard_negatives_to_mine": 5, "hard_neg_margin_type": "none"}
     result = mine_hard_negatives(str(tmp_path / "train.jsonl"), str(tmp_path / "mined"), **options)
-    mined = json.loads(Path(mined_file(result.output)).read_text())["data"]
+    mined = json.loads(Path(result.output, "train_mined.automodel.json").read_text())["data"]
     for at in range(len(questions)):
         best = np.delete(scores_QD[at], at)
         np.testing.assert_allclose([n["score"] for n in mined[at]["neg_doc"]], np.sort(best)[::-1][:5], rtol=1e-4)

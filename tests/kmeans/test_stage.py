@@ -15,7 +15,7 @@ from sklearn.metrics import adjusted_rand_score
 import raycurate as rc
 from raycurate.core.errors import ContractError, InputError, OutputExistsError
 from raycurate.core.manifest import require_whole
-from raycurate.models.contract import EmbeddingContract, contract_to_schema
+from raycurate.models.contract import SCHEMA_KEY, EmbeddingContract
 from tests.kmeans.test_fit import blobs
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -26,7 +26,7 @@ def write(path: Path, rows: np.ndarray, *, first: int = 0, contract: EmbeddingCo
     ids = [f"d{first + i}" for i in range(len(rows))]
     table = pa.table({"id": ids, "embeddings": vectors, "length": pa.array(np.arange(len(rows)) + first)})
     if contract is not None:
-        table = table.cast(contract_to_schema(table.schema, contract))
+        table = table.replace_schema_metadata({SCHEMA_KEY: contract.to_json()})
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=97)
 

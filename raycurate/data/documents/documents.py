@@ -53,7 +53,7 @@ class DocumentsOptions(StageConfig):
     id_type: Literal["auto", "text", "integer"] = option(
         "auto",
         "Type that ids come out as: auto keeps integers where all files are Parquet with an id column of integers; "
-        "integer rejects rows whose id is none, also in JSON Lines.",
+        "integer rejects rows whose id is no whole number, also in JSON Lines.",
     )
     max_chars: int = option(1_000_000, "Characters kept of a text; see over_long.", gt=0, le=LONGEST_TEXT)
     over_long: OverLong = option("truncate", "What is done with longer texts: truncate (counted) or reject.")

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raycurate.core import storage
 from raycurate.core.config import fingerprint
 from raycurate.core.manifest import Manifest
 from raycurate.pairs.config import MINING_VERSION, MineConfig
@@ -96,9 +95,3 @@ def mined_name(sources: Sequence[Any]) -> str:
     first = sources[0]["path"] if isinstance(sources[0], dict) else sources[0]
     name = os.path.basename(str(first).rstrip("/"))
     return re.sub(r"(_mined\.automodel)?(\.jsonl|\.json|\.gz|\.zst)*$", "", name) or "train"
-
-
-def mined_file(output: str, name: str = "train") -> str:
-    from raycurate.pairs.mined_files import MINED
-
-    return storage.join(output, f"{name}{MINED}")

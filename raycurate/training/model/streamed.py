@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,9 +259,3 @@ def _check(encoder: BiEncoder, role: str, device: torch.device) -> None:
 class _Texts:
     input_ids: Tensor
     attention_mask: Tensor
-
-
-def held_bytes(encoder: nn.Module) -> int:
-    """Bytes of parameters that this rank holds."""
-    locals_: list[Any] = [p.to_local() if hasattr(p, "to_local") else p for p in encoder.parameters()]
-    return sum(math.prod(tensor.shape) * tensor.element_size() for tensor in locals_ if not tensor.is_meta)
