@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from about import about, in_a_line
 from kmeans import load
 
 FLOOR = 0.9
@@ -131,7 +130,8 @@ def main() -> None:
     options = parser.parse_args()
     data, real = load(options.embeddings, options.rows)
     head = f"{len(data):,} x {data.shape[1]} ({real:,} real rows, the others with noise), eps {options.eps:g}"
-    print(f"{head}; {os.cpu_count()} cores, {platform.processor() or platform.machine()}\n")
+    machine = about()
+    print(f"{head}; {in_a_line(machine)}\n")
     pairs = pairwise(data)
     print("| pairwise, one cluster | GFLOP/s of useful pairs | x numpy's product |\n|---|---|---|")
     for name, row in pairs.items():
@@ -146,7 +146,9 @@ def main() -> None:
     for name, row in rows.items():
         recall = f"{row['recall']:.4f}" if "recall" in row else ""
         print(f"| {name} | {row['seconds']:.1f} | {len(data) / row['seconds']:,.0f} | {row['removed']:,} | {recall} |")
-    Path(options.out).write_text(json.dumps({"what": head, "pairwise": pairs, "stage": rows}, indent=2) + "\n")
+    Path(options.out).write_text(
+        json.dumps({"what": head, "machine": machine, "pairwise": pairs, "stage": rows}, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":

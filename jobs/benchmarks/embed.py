@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from about import about, in_a_line
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -294,9 +295,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def table(results: list[dict[str, Any]], documents: int, tokens: int, options: argparse.Namespace) -> dict[str, Any]:
     """Print the comparison; returns it as the JSON that is written."""
     base = results[0]["steady_s"]
-    print(
-        f"\n{documents:,} documents, {tokens:,} tokens, {options.model} on {options.device}, {os.cpu_count()} cores\n"
-    )
+    print(f"\n{documents:,} documents, {tokens:,} tokens, {options.model} on {options.device}; {in_a_line(about())}\n")
     print(
         f"{'system':40} {'docs/s':>8} {'tokens/s':>9} {'with start':>10} {'ratio':>6} {'min cosine':>10} {'nDCG@10':>8}"
     )
@@ -306,11 +305,7 @@ def table(results: list[dict[str, Any]], documents: int, tokens: int, options: a
             f"{r['system']:40} {documents / r['steady_s']:8.1f} {tokens / r['steady_s']:9.0f} "
             f"{documents / r['total_s']:10.1f} {base / r['steady_s']:5.2f}x {r['cosine_min']:10.6f} {quality:>8}"
         )
-    machine = {
-        "cores": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
-        "device": options.device,
-    }
+    machine = {**about(), "device": options.device}
     return {"documents": documents, "tokens": tokens, "model": options.model, "machine": machine, "results": results}
 
 

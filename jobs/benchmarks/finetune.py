@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -39,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 import finetune_training
 import numpy as np
+from about import about
 from finetune_training import OURS, PEER, SYSTEMS
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ def main() -> None:
     comparison = Comparison(options, work)
     rates = comparison.choose_rate()
     settings = {name: value for name, value in vars(options).items() if name not in ("out", "work")}
-    machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
+    machine = about()
     head = {"data": data, "settings": settings, "machine": machine, "learning_rate": comparison.rate, "dev": rates}
     print(json.dumps(head), flush=True)
     comparison.run()

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from about import about, in_a_line
 
 NOISE = 0.1
 WITHIN = 1.001
@@ -170,9 +169,10 @@ def main() -> None:
         store(data, Path(folder) / "data")
         result |= scaling(Path(folder) / "data", init, result)
     head = f"{len(data):,} x {data.shape[1]}, k = {options.clusters:,} ({real:,} real rows, the others with noise)"
-    print(f"\n{head}; {os.cpu_count()} cores, {platform.processor() or platform.machine()}\n")
+    machine = about()
+    print(f"\n{head}; {in_a_line(machine)}\n")
     print_table(result)
-    Path(options.out).write_text(json.dumps({"what": head, **result}, indent=2) + "\n")
+    Path(options.out).write_text(json.dumps({"what": head, "machine": machine, **result}, indent=2) + "\n")
 
 
 def compare(data: np.ndarray, first: np.ndarray, init: str, options: argparse.Namespace) -> dict[str, Any]:

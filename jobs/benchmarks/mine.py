@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,6 +20,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from about import about, in_a_line
 
 NEGATIVES = 5
 MARGIN = 0.95
@@ -205,9 +205,10 @@ def main() -> None:
         result = run(work, texts, pairs, options)
         (work / "result.json").write_text(json.dumps(result))
         return
-    machine = f"{os.cpu_count()} cores, {platform.machine()}"
+    machine = about()
     head = (
-        f"{len(texts):,} documents, {len(pairs):,} questions, {options.max_length} tokens, {options.model}; {machine}"
+        f"{len(texts):,} documents, {len(pairs):,} questions, {options.max_length} tokens, {options.model}; "
+        f"{in_a_line(machine)}"
     )
     print(head, flush=True)
     results = {system: measure(system, options) for system in SYSTEMS}
@@ -223,7 +224,7 @@ def main() -> None:
         )
     for result in results.values():
         del result["found"]
-    Path(options.out).write_text(json.dumps({"what": head, "systems": results}, indent=2) + "\n")
+    Path(options.out).write_text(json.dumps({"what": head, "machine": machine, "systems": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import tempfile
 import threading
@@ -37,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from about import about, in_a_line
 
 BLOCK, SPAN = 1024, 4096
 
@@ -223,9 +223,10 @@ def main() -> None:
         f"{options.documents:,} documents x {options.queries:,} queries x {options.dimension}, k = {options.k}, "
         f"{'random' if options.random else 'clustered'} directions"
     )
-    print(f"\n{head}; {os.cpu_count()} cores, {platform.processor() or platform.machine()}\n")
+    machine = about()
+    print(f"\n{head}; {in_a_line(machine)}\n")
     print_table(rows)
-    Path(options.out).write_text(json.dumps({"what": head, "rows": rows}, indent=2) + "\n")
+    Path(options.out).write_text(json.dumps({"what": head, "machine": machine, "rows": rows}, indent=2) + "\n")
 
 
 def write(folder: str, options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from about import about
 
 SHORT = (2, 4)  # a half and a quarter of the dimensions
 
@@ -96,7 +97,7 @@ def main() -> None:
             f"{row['search']:42}{row['bytes']:7}{row['NDCG@10']:10.4f}{change:+9.4f}{row['Recall@100']:12.4f}"
             f"{row['seconds']:9.2f}"
         )
-    Path(options.out).write_text(json.dumps({"what": vars(options), "rows": rows}, indent=2) + "\n")
+    Path(options.out).write_text(json.dumps({"what": vars(options), "machine": about(), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,11 @@
+"""`raycurate unroll` as the entrypoint of a Ray job.
+
+ray job submit --working-dir . -- python jobs/unroll.py -c recipe.yaml [key=value ...]
+"""
+
+import sys
+
+from raycurate.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["unroll", *sys.argv[1:]]))
