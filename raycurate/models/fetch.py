@@ -9,13 +9,12 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import shutil
-import uuid
 from pathlib import Path
 
 from raycurate.core import storage
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError, InputError, MissingDependencyError, nearest, require
+from raycurate.core.once import once
 from raycurate.models.checkpoint import role_folder
 from raycurate.models.options import EncoderOptions
 from raycurate.models.retokenise import retokenised
@@ -123,18 +122,9 @@ def _from_storage(uri: str, cache_dir: str | None) -> str:
     cache = Path(cache_dir or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
     listing = [(e.path, e.size, e.mtime_ns) for e in entries]
     folder = cache / "raycurate" / "models" / fingerprint(listing)
-    if folder.is_dir():
-        return str(folder)
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    try:
-        storage.copy_folder(uri, temporary)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first, with the same files
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with once(folder) as temporary:
+        if temporary is not None:
+            storage.copy_folder(uri, temporary)
     return str(folder)
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError
+from raycurate.core.once import once
 from raycurate.models.checkpoint import TOKENIZER_FILES, body_folder
 
 
@@ -33,25 +33,16 @@ def retokenised(
     source = Path(body_folder(tokenizer or model))
     cache = Path(cache_dir or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
     folder = cache / "raycurate" / "models" / f"tokenizer-{_fingerprint(Path(model), source, add_bos, add_eos)}"
-    if folder.is_dir():
-        return str(folder)
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    try:
-        body = temporary / Path(body_folder(model)).relative_to(model)
-        _link_all(Path(model), temporary)
-        for name in TOKENIZER_FILES:
-            (body / name).unlink(missing_ok=True)
-            if (source / name).is_file():
-                shutil.copy(source / name, body / name)
-        if add_bos is not None or add_eos is not None:
-            _put(body, add_bos, add_eos, where=str(source))
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first, with the same files
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with once(folder) as temporary:
+        if temporary is not None:
+            body = temporary / Path(body_folder(model)).relative_to(model)
+            _link_all(Path(model), temporary)
+            for name in TOKENIZER_FILES:
+                (body / name).unlink(missing_ok=True)
+                if (source / name).is_file():
+                    shutil.copy(source / name, body / name)
+            if add_bos is not None or add_eos is not None:
+                _put(body, add_bos, add_eos, where=str(source))
     return str(folder)
 
 
@@ -63,7 +54,6 @@ def _fingerprint(model: Path, source: Path, add_bos: bool | None, add_eos: bool 
 
 
 def _link_all(model: Path, target: Path) -> None:
-    target.mkdir(parents=True)
     for path in sorted(model.rglob("*")):
         place = target / path.relative_to(model)
         if path.is_dir():

@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from raycurate.core import storage
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError, InputError, nearest, require
 from raycurate.core.manifest import listing_fingerprint
+from raycurate.core.once import once
 from raycurate.data.corpora.beir import splits_of, write_beir
 
 BEIR_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{}.zip"
@@ -32,6 +32,7 @@ BEIR_NAMES = (
     "quora", "dbpedia-entity", "scidocs", "fever", "climate-fever", "scifact",
 )  # fmt: skip
 """Data sets that anyone may download; cqadupstack is a folder of twelve, named `cqadupstack/android` and so on."""
+_CONVERTED = "converted.json"
 
 
 def locate(source: str, *, cache_dir: str | None = None) -> str:
@@ -72,27 +73,31 @@ def _from_beir(name: str, cache_dir: str | None) -> str:
     folder = root / name
     if splits_of(str(folder)):
         return str(folder)
-    require("beir", "beir", purpose=f"Downloading the data set '{name}'")
-    from beir.util import download_and_unzip
-
-    # beir takes what lies there for whole, so it is downloaded aside and moved when it is.
-    aside = root / f".{first}-{uuid.uuid4().hex}"
-    try:
-        found = download_and_unzip(BEIR_URL.format(first), str(aside))
-        if not (root / first).exists():
-            shutil.move(found, root / first)
-    except Exception as error:
-        raise InputError(
-            f"BEIR's data set {first} could not be downloaded ({type(error).__name__}: {str(error)[:200]})",
-            where=BEIR_URL.format(first),
-            fix="Download it elsewhere and give the folder itself",
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with once(root / first) as temporary:
+        if temporary is not None:
+            _download(first, temporary)
     if not splits_of(str(folder)):
         inner = sorted(path.name for path in folder.glob("*") if splits_of(str(path)))
         raise InputError(f"beir:{name} is a folder of {', '.join(inner)}", where=f"beir:{name}", fix=_one_of(inner))
     return str(folder)
+
+
+def _download(name: str, folder: Path) -> None:
+    require("beir", "beir", purpose=f"Downloading the data set '{name}'")
+    from beir.util import download_and_unzip
+
+    aside = folder / ".download"
+    try:
+        unzipped = Path(download_and_unzip(BEIR_URL.format(name), str(aside)))
+        for path in unzipped.iterdir():
+            path.rename(folder / path.name)
+    except Exception as error:
+        raise InputError(
+            f"BEIR's data set {name} could not be downloaded ({type(error).__name__}: {str(error)[:200]})",
+            where=BEIR_URL.format(name),
+            fix="Download it elsewhere and give the folder itself",
+        ) from error
+    shutil.rmtree(aside)
 
 
 def _one_of(inner: list[str]) -> str:
@@ -102,16 +107,21 @@ def _one_of(inner: list[str]) -> str:
 def _from_mteb(name: str, cache_dir: str | None) -> str:
     local = os.path.isdir(name)
     mark = [os.path.abspath(name), listing_fingerprint(storage.list_files(name))] if local else [name]
-    folder = str(_cache(cache_dir) / "mteb" / fingerprint(mark))
-    done = storage.join(folder, "converted.json")
-    if not storage.exists(done):
-        datasets = require("datasets", "hub", purpose=f"Reading the data set '{name}' in MTEB's layout")
-        with tempfile.TemporaryDirectory() as arrow:  # a kept copy would outlive a change of a local file
-            parts = {part: _load(datasets, name, part, arrow) for part in ("corpus", "queries", "qrels")}
-            qrels = {split: _qrels(rows, name, split) for split, rows in parts["qrels"].items()}
-            write_beir(folder, corpus=_rows(parts["corpus"], name), queries=_rows(parts["queries"], name), qrels=qrels)
-        storage.write_text(done, json.dumps({"from": name}) + "\n")
-    return folder
+    folder = _cache(cache_dir) / "mteb" / fingerprint(mark)
+    with once(folder, mark=_CONVERTED) as temporary:
+        if temporary is not None:
+            _convert(name, temporary)
+    return str(folder)
+
+
+def _convert(name: str, folder: Path) -> None:
+    datasets = require("datasets", "hub", purpose=f"Reading the data set '{name}' in MTEB's layout")
+    with tempfile.TemporaryDirectory() as arrow:  # a kept copy would outlive a change of a local file
+        parts = {part: _load(datasets, name, part, arrow) for part in ("corpus", "queries", "qrels")}
+        qrels = {split: _qrels(rows, name, split) for split, rows in parts["qrels"].items()}
+        corpus, queries = (_rows(parts[part], name) for part in ("corpus", "queries"))
+        write_beir(str(folder), corpus=corpus, queries=queries, qrels=qrels)
+    (folder / _CONVERTED).write_text(json.dumps({"from": name}) + "\n")
 
 
 def _load(datasets: Any, name: str, part: str, arrow: str) -> Any:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -84,6 +88,34 @@ def test_names(tmp_path: Path) -> None:
     (downloaded / "test.tsv").write_text("query-id\tcorpus-id\tscore\n")
     assert locate("beir:scifact", cache_dir=str(tmp_path)) == str(downloaded.parent)
     assert (name_of("beir:scifact"), name_of("s3://b/x/eval_beir/")) == ("scifact", "eval_beir")
+
+
+def test_a_download_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("beir")
+    with zipfile.ZipFile(tmp_path / "cqadupstack.zip", "w") as archive:
+        for inner in ("android", "english"):
+            archive.writestr(f"cqadupstack/{inner}/corpus.jsonl", lines([{"_id": "7", "text": inner}]))
+            archive.writestr(f"cqadupstack/{inner}/qrels/test.tsv", "query-id\tcorpus-id\tscore\n")
+    asked: list[str] = []
+
+    class Files(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            asked.append(self.path)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        monkeypatch.setattr("raycurate.retrieval.collections.BEIR_URL", f"http://127.0.0.1:{port}/{{}}.zip")
+        cache = str(tmp_path / "cache")
+        folder = Path(locate("beir:cqadupstack/english", cache_dir=cache))
+        assert json.loads((folder / "corpus.jsonl").read_text())["text"] == "english"
+        assert Path(locate("beir:cqadupstack/android", cache_dir=cache)).parent == folder.parent
+        with pytest.raises(InputError, match="a folder of android, english"):
+            locate("beir:cqadupstack", cache_dir=cache)
+        server.shutdown()
+    assert asked == ["/cqadupstack.zip"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["android", "english"]
+    assert [path.name for path in folder.parent.parent.iterdir()] == ["cqadupstack"]
 
 
 def test_a_download_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,15 +8,14 @@ Folders of the cache that no corpus needs any more can be deleted at any time.
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from raycurate.core.config import fingerprint
-from raycurate.core.errors import InputError, RaycurateError
+from raycurate.core.errors import InputError
+from raycurate.core.once import Discard, once
 from raycurate.core.storage import FileEntry
 from raycurate.data.corpora.corpus import CORPUS_SCHEMA, Corpus, IdIndex, gather
 from raycurate.data.corpora.corpus_files import documents_of, read_metadata, train_files
@@ -72,47 +71,15 @@ def build_store(files: list[FileEntry], kind: str, cache_dir: str | None, proble
     """The folder of the Arrow copy of `files`, made if it is not there; None when something is wrong with them."""
     listing = [(e.path, e.size, e.mtime_ns) for e in files]
     folder = cache_folder(cache_dir) / kind / fingerprint([STORE_VERSION, listing])
-    if folder.is_dir():
-        return folder
     before = problems.total
-    with staged(folder) as temporary:
-        origins = write_documents(temporary, files, problems)
-        ids = _map(temporary)[0]
-        _note_duplicates(ids, save_index(temporary, ids), origins, problems)
-        if problems.total > before:
-            return None
-        publish(temporary, folder)
-    return folder
-
-
-class staged:
-    """A new folder beside `folder` that is gone at the end of the block unless `publish` has made it `folder`."""
-
-    def __init__(self, folder: Path) -> None:
-        self._temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-
-    def __enter__(self) -> Path:
-        try:
-            self._temporary.mkdir(parents=True)
-        except OSError as error:
-            raise RaycurateError(
-                f"the cache cannot be written ({error})",
-                where=str(self._temporary.parent),
-                fix="Name another folder with RAYCURATE_CACHE",
-            ) from error
-        return self._temporary
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._temporary, ignore_errors=True)
-
-
-def publish(temporary: Path, folder: Path) -> None:
-    """Give a finished folder its name; when another process was first, its folder stays."""
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
+    with once(folder) as temporary:
+        if temporary is not None:
+            origins = write_documents(temporary, files, problems)
+            ids = _map(temporary)[0]
+            _note_duplicates(ids, save_index(temporary, ids), origins, problems)
+            if problems.total > before:
+                raise Discard
+    return folder if problems.total == before else None
 
 
 def write_documents(temporary: Path, files: list[FileEntry], problems: Problems) -> list[tuple[int, str]]:

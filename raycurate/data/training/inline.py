@@ -20,9 +20,10 @@ import pyarrow as pa
 from raycurate.core import storage
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError
+from raycurate.core.once import Discard, once
 from raycurate.core.storage import FileEntry
 from raycurate.data.corpora.corpus import CORPUS_SCHEMA, Corpus
-from raycurate.data.corpora.corpus_store import STORE_VERSION, cache_folder, load_store, publish, save_index, staged
+from raycurate.data.corpora.corpus_store import STORE_VERSION, cache_folder, load_store, save_index
 from raycurate.data.documents.segments import kind_of
 from raycurate.data.training.training_lines import json_elements, json_lines
 from raycurate.data.training.training_report import Problems
@@ -46,17 +47,15 @@ def read_inline(entry: FileEntry, cache_dir: str | None, problems: Problems) -> 
     """
     folder = cache_folder(cache_dir) / "inline" / fingerprint([STORE_VERSION, entry.path, entry.size, entry.mtime_ns])
     before = problems.total
-    if folder.is_dir():
-        table = _read_rows(entry, document_id, problems)
-    else:
-        with staged(folder) as temporary:
-            texts = _Texts(temporary)
-            table = _read_rows(entry, texts.add, problems)
+    with once(folder) as temporary:
+        texts = None if temporary is None else _Texts(temporary)
+        table = _read_rows(entry, document_id if texts is None else texts.add, problems)
+        good = problems.total == before
+        if texts is not None:
             texts.close()
-            if problems.total == before:
-                texts.write_unique(entry.path)
-                publish(temporary, folder)
-    good = problems.total == before
+            if not good:
+                raise Discard
+            texts.write_unique(entry.path)
     return table, load_store(folder, f"inline:{entry.path}", "", "", "") if good else None
 
 

@@ -7,10 +7,8 @@ newest whole checkpoint.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -21,6 +19,7 @@ from raycurate.core import storage
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError
 from raycurate.core.observe import get_logger, setup_logging
+from raycurate.core.once import once
 from raycurate.ray_runtime.cluster import check_environment
 from raycurate.stages.finetune.config import FinetuneConfig
 from raycurate.stages.finetune.driver import RUN_RECORD, Job
@@ -217,11 +216,7 @@ def local_copy(folder: str, checkpoint: Checkpoint, place: Path) -> str:
         InputError: the store names files that do not lie in the checkpoint.
     """
     target = place / f"state-{fingerprint([folder, checkpoint.files])}"
-    with Path(f"{target}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.is_dir():
-            with tempfile.TemporaryDirectory(prefix=f"{target.name}-", dir=place) as temporary:
-                made = Path(temporary, "whole")
-                storage.copy_folder(storage.join(folder, STATE), made / STATE)
-                made.rename(target)
+    with once(target) as temporary:
+        if temporary is not None:
+            storage.copy_folder(storage.join(folder, STATE), temporary / STATE)
     return str(target)

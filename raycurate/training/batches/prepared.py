@@ -9,12 +9,10 @@ be deleted whenever no run uses it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -24,11 +22,12 @@ import numpy as np
 import pyarrow as pa
 
 from raycurate.core.config import fingerprint
-from raycurate.core.errors import InputError, RaycurateError
+from raycurate.core.errors import InputError
 from raycurate.core.manifest import package_versions
 from raycurate.core.observe import get_logger
+from raycurate.core.once import once
 from raycurate.data.corpora.corpus import Corpus, gather
-from raycurate.data.corpora.corpus_store import cache_folder, publish, staged
+from raycurate.data.corpora.corpus_store import cache_folder
 from raycurate.data.training.training import TrainingData
 from raycurate.models.contract import EmbeddingContract
 from raycurate.models.fetch import fetch_encoder
@@ -177,17 +176,13 @@ def prepare(
     how = [PREPARED_VERSION, versions, contract.tokenizer, maker.prefixes, lengths, meta]
     how += [] if teacher is None else [teacher.identity]
     target = cache_folder(options.cache_dir) / "tokens" / fingerprint([*how, _data_fingerprint(data)])
-    if target.is_dir():
-        return Prepared(str(target))
-    with _one_at_a_time(target):
-        if not target.is_dir():  # or another process has made it while this one waited
-            with staged(target) as temporary:
-                cut = maker.write_texts(temporary)
-                maker.write_arrays(temporary)
-                if teacher is not None:
-                    teacher.write(temporary, data, maker.passages)
-                (temporary / "meta.json").write_text(json.dumps(meta | {"cut": cut}))
-                publish(temporary, target)
+    with once(target) as temporary:
+        if temporary is not None:
+            cut = maker.write_texts(temporary)
+            maker.write_arrays(temporary)
+            if teacher is not None:
+                teacher.write(temporary, data, maker.passages)
+            (temporary / "meta.json").write_text(json.dumps(meta | {"cut": cut}))
     return Prepared(str(target))
 
 
@@ -304,21 +299,3 @@ def _digest(table: pa.Table) -> str:
     with pa.PythonFile(sink, "w") as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
     return sink.digest.hexdigest()
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Of the processes of a machine, one makes the folder; the others wait here and find it."""
-    path = folder.with_name(f".{folder.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
-    except OSError as error:
-        raise RaycurateError(
-            f"the cache cannot be written ({error})",
-            where=str(path.parent),
-            fix="Name another folder with RAYCURATE_CACHE",
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
