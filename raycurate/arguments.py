@@ -23,7 +23,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """
     if not arguments:
         return argparse.Namespace(command="list_commands")
-    options, rest = _parser().parse_known_args(arguments)
+    options, rest = _parser(arguments[0]).parse_known_args(arguments)
     flags = [word for word in rest if word.startswith("-")]
     if flags or (rest and not hasattr(options, "overrides")):
         word = (flags or rest)[0]
@@ -68,7 +68,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"there is no command '{wrong[1]}'", where="command line", fix=fix)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: str | None = None) -> argparse.ArgumentParser:
     from raycurate import __version__
     from raycurate.pipeline import STAGES
 
@@ -87,11 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--dry-run", action="store_true", help="print the resolved options and the plan, run nothing"
         )
-        if name in ("mine", "prep"):
-            command.add_argument("--show", metavar="Q", help="print what was mined for this question (id or beginning)")
-        if name == "prep":
-            command.add_argument("--dataset", help="prepare this training data set of the hub, and do nothing else")
-            command.add_argument("--download-path", metavar="DIR", help="where --dataset is put")
+        if name == asked:  # a stage is imported when it is asked for
+            STAGES[name].add_flags(command)
         command.set_defaults(command="run_stage", stage=name)
     run = commands.add_parser("run", help="run the stages of a recipe in order, skipping what is done")
     _common(run, recipe_required=True)

@@ -133,16 +133,19 @@ def _own_engines(values: Any, name: str = "") -> list[str]:
 
 def _run_stage(options: argparse.Namespace) -> int:
     from raycurate.core.observe import setup_logging
-    from raycurate.pipeline import STAGES, config_of
+    from raycurate.pipeline import STAGES, config_of, values_of
     from raycurate.ray_runtime.cluster import start_on_demand
+    from raycurate.stage import Asked
 
     stage = STAGES[options.stage]
-    if getattr(options, "dataset", None):
-        return _prepare_dataset(options)
-    if getattr(options, "show", None):
-        return _show_mined(options, stage)
-    config = config_of(stage.name, _recipe(options, stage.name))
     setup_logging(verbose=options.verbose)
+    said = stage.instead(
+        Asked(options, lambda: values_of(stage.name, _recipe(options, stage.name)), lambda: _connect(options))
+    )
+    if said is not None:
+        say(said)
+        return 0
+    config = config_of(stage.name, _recipe(options, stage.name))
     if options.dry_run:
         _print_options(stage.name, config)
         if stage.needs_ray:
@@ -154,31 +157,6 @@ def _run_stage(options: argparse.Namespace) -> int:
         environment = _own_modules([config])
         start_on_demand(lambda: _connect(options, environment))
     say(stage.run(config).summary())
-    return 0
-
-
-def _prepare_dataset(options: argparse.Namespace) -> int:
-    from raycurate.core.observe import setup_logging
-    from raycurate.data.training.nemotron import prepare_nemotron
-
-    if not options.download_path:
-        raise ConfigError("--dataset needs a folder", where="command line", fix="Add --download-path DIR")
-    setup_logging(verbose=options.verbose)
-    say(prepare_nemotron(options.dataset, options.download_path).summary())
-    return 0
-
-
-def _show_mined(options: argparse.Namespace, stage: Any) -> int:
-    from raycurate.core.observe import setup_logging
-    from raycurate.pairs.show import show
-    from raycurate.pipeline import values_of
-
-    output = values_of(stage.name, _recipe(options, stage.name)).get("output")
-    if not output:
-        raise ConfigError("--show needs the folder of what was mined", where="command line", fix="Add output=FOLDER")
-    setup_logging(verbose=options.verbose)
-    _connect(options)
-    say(show(output, options.show))
     return 0
 
 

@@ -8,7 +8,8 @@ heavy is imported by a stage's own module: what works is imported by `open`, `wo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -118,6 +119,18 @@ class Made:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A command as it was typed.
+
+    flags: all of them. values: the stage's options under the recipe, unchecked. connect: reaches Ray or starts it.
+    """
+
+    flags: argparse.Namespace
+    values: Callable[[], dict[str, Any]]
+    connect: Callable[[], object]
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished output: where it lies, what its manifest says, and whether it was there before."""
 
@@ -211,6 +224,17 @@ class Stage(Generic[C, I]):
             RaycurateError: the output is whole, and yet a failure.
         """
         return self.Result(config.output, manifest, skipped)  # type: ignore[attr-defined]
+
+    def add_flags(self, command: argparse.ArgumentParser) -> None:
+        """Flags of the command that have it do something else than run."""
+
+    def instead(self, asked: Asked) -> str | None:
+        """Do what such a flag says, and what there is to print; None when none was given.
+
+        Raises:
+            RaycurateError: what is wrong with it.
+        """
+        return None
 
     # Written once
 

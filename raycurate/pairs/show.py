@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raycurate.core import storage
-from raycurate.core.errors import InputError, nearest
+from raycurate.core.errors import ConfigError, InputError, nearest
 from raycurate.core.manifest import STAGING, Manifest, require_whole
 from raycurate.data.training.training import TrainingData, read_training_data
 from raycurate.pairs.mine_options import MineOptions
@@ -146,3 +148,20 @@ def _kind(document: int, positives: Any, negatives: Any) -> str:
 
 def _line(kind: str, score: float, text: str) -> str:
     return f"{kind:<10}{score:8.4f}  {textwrap.shorten(text, _WIDTH)}"
+
+
+def add_show_flag(command: argparse.ArgumentParser) -> None:
+    """`--show Q`, of the stages that mine."""
+    command.add_argument("--show", metavar="Q", help="print what was mined for this question (id or beginning)")
+
+
+def shown(question: str, output: str | None, connect: Callable[[], object]) -> str:
+    """What was mined for a question, in the folder that the command names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    if not output:
+        raise ConfigError("--show needs the folder of what was mined", where="command line", fix="Add output=FOLDER")
+    connect()
+    return show(output, question)

@@ -5,6 +5,7 @@ Killed at any point and started again, nothing is embedded twice; the search is 
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from raycurate.core.config import fingerprint
 from raycurate.core.manifest import Manifest
 from raycurate.pairs.config import MINING_VERSION, MineConfig
-from raycurate.stage import CACHE, MODEL, SEED, Made, Output, Result, Run, Stage
+from raycurate.stage import CACHE, MODEL, SEED, Asked, Made, Output, Result, Run, Stage
 
 if TYPE_CHECKING:
     from raycurate.data.training.training import TrainingData
@@ -81,6 +82,18 @@ class Mine(Stage[MineConfig, ToMine]):
 
     def phrase(self, manifest: Manifest) -> str:
         return f"{manifest.counts['negatives']:,} negatives"
+
+    def add_flags(self, command: argparse.ArgumentParser) -> None:
+        from raycurate.pairs.show import add_show_flag
+
+        add_show_flag(command)
+
+    def instead(self, asked: Asked) -> str | None:
+        if not asked.flags.show:
+            return None
+        from raycurate.pairs.show import shown
+
+        return shown(asked.flags.show, asked.values().get("output"), asked.connect)
 
 
 STAGE = Mine()

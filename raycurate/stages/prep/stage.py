@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 
 from raycurate.core.config import fingerprint
+from raycurate.core.errors import ConfigError
 from raycurate.core.manifest import Manifest
 from raycurate.pairs.config import MINING_VERSION, PrepConfig
-from raycurate.stage import CACHE, MODEL, SEED, Listed, Made, Result, Run, Stage
+from raycurate.stage import CACHE, MODEL, SEED, Asked, Listed, Made, Result, Run, Stage
 
 
 @dataclass(frozen=True)
@@ -59,5 +61,29 @@ class Prep(Stage[PrepConfig, Listed]):
 
         return describe(manifest)
 
+    def add_flags(self, command: argparse.ArgumentParser) -> None:
+        from raycurate.pairs.show import add_show_flag
+
+        add_show_flag(command)
+        command.add_argument("--dataset", help="prepare this training data set of the hub, and do nothing else")
+        command.add_argument("--download-path", metavar="DIR", help="where --dataset is put")
+
+    def instead(self, asked: Asked) -> str | None:
+        if asked.flags.dataset:
+            return _prepared(asked.flags)
+        if not asked.flags.show:
+            return None
+        from raycurate.pairs.show import shown
+
+        return shown(asked.flags.show, asked.values().get("output"), asked.connect)
+
 
 STAGE = Prep()
+
+
+def _prepared(flags: argparse.Namespace) -> str:
+    from raycurate.data.training.nemotron import prepare_nemotron
+
+    if not flags.download_path:
+        raise ConfigError("--dataset needs a folder", where="command line", fix="Add --download-path DIR")
+    return prepare_nemotron(flags.dataset, flags.download_path).summary()
