@@ -21,6 +21,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from raycurate.core.cache import cache_folder
+from raycurate.core.errors import RaycurateError
+
 PROGRESS_SECONDS = "RAYCURATE_PROGRESS_SECONDS"
 """Environment variable: seconds between two lines of progress where there is no terminal."""
 _FROM_WORKER = re.compile(r"^(?:\x1b\[\d+m)?\(.+? pid=\d+[^)]*\)(?:\x1b\[0m)? ?")
@@ -77,15 +80,12 @@ def _own_descriptor() -> bool:
 def _log_file() -> Path:
     """A file of this process in the user's cache, or in the temporary folder where that cannot be written."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    cache = os.environ.get("RAYCURATE_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "raycurate"
-    )
-    folder = Path(cache, "logs")
     try:
+        folder = cache_folder() / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / name).open("a"):
             return folder / name
-    except OSError:
+    except (OSError, RaycurateError):
         return Path(tempfile.mkdtemp(prefix="raycurate-log-"), name)
 
 

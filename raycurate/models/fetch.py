@@ -7,11 +7,11 @@ an object store appears under its name only when it is whole.
 from __future__ import annotations
 
 import importlib
-import os
 import re
 from pathlib import Path
 
 from raycurate.core import storage
+from raycurate.core.cache import cache_folder
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError, InputError, MissingDependencyError, nearest, require
 from raycurate.core.once import once
@@ -119,9 +119,8 @@ def _from_storage(uri: str, cache_dir: str | None) -> str:
     there = [entry for entry in entries if entry.path.startswith(inside + "/")]
     if there and not {f"{uri.rstrip('/')}/{name}" for name in _OF_A_MODEL} & {entry.path for entry in entries}:
         uri, entries = inside, there
-    cache = Path(cache_dir or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
     listing = [(e.path, e.size, e.mtime_ns) for e in entries]
-    folder = cache / "raycurate" / "models" / fingerprint(listing)
+    folder = cache_folder(cache_dir, shared=True) / "models" / fingerprint(listing)
     with once(folder) as temporary:
         if temporary is not None:
             storage.copy_folder(uri, temporary)

@@ -6,11 +6,11 @@ that contract, tokens, training and export follow without being told.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from raycurate.core.cache import cache_folder
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError
 from raycurate.core.once import once
@@ -31,8 +31,8 @@ def retokenised(
         ConfigError: there are no such tokens, or the tokenizer cannot be told to put them.
     """
     source = Path(body_folder(tokenizer or model))
-    cache = Path(cache_dir or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
-    folder = cache / "raycurate" / "models" / f"tokenizer-{_fingerprint(Path(model), source, add_bos, add_eos)}"
+    name = f"tokenizer-{_fingerprint(Path(model), source, add_bos, add_eos)}"
+    folder = cache_folder(cache_dir, shared=True) / "models" / name
     with once(folder) as temporary:
         if temporary is not None:
             body = temporary / Path(body_folder(model)).relative_to(model)

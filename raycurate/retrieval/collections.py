@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from raycurate.core import storage
+from raycurate.core.cache import cache_folder
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError, InputError, nearest, require
 from raycurate.core.manifest import listing_fingerprint
@@ -69,7 +70,7 @@ def _from_beir(name: str, cache_dir: str | None) -> str:
         close = nearest(first, BEIR_NAMES)
         hint = f"Did you mean 'beir:{close}'?" if close else f"Known: {', '.join(BEIR_NAMES)}"
         raise ConfigError(f"BEIR has no data set '{name}' for all to download", fix=hint)
-    root = _cache(cache_dir) / "beir"
+    root = cache_folder(cache_dir, shared=True) / "beir"
     folder = root / name
     if splits_of(str(folder)):
         return str(folder)
@@ -107,7 +108,7 @@ def _one_of(inner: list[str]) -> str:
 def _from_mteb(name: str, cache_dir: str | None) -> str:
     local = os.path.isdir(name)
     mark = [os.path.abspath(name), listing_fingerprint(storage.list_files(name))] if local else [name]
-    folder = _cache(cache_dir) / "mteb" / fingerprint(mark)
+    folder = cache_folder(cache_dir, shared=True) / "mteb" / fingerprint(mark)
     with once(folder, mark=_CONVERTED) as temporary:
         if temporary is not None:
             _convert(name, temporary)
@@ -173,8 +174,3 @@ def _qrels(rows: Any, name: str, split: str) -> dict[str, dict[str, int]]:
             raise InputError(f"the judgement of {query!r}, {document!r} is {score}, no whole number", where=name)
         judged.setdefault(str(query), {})[str(document)] = int(float(score))
     return judged
-
-
-def _cache(cache_dir: str | None) -> Path:
-    base = cache_dir or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base).expanduser() / "raycurate"

@@ -15,7 +15,7 @@ import pytest
 from raycurate.core.errors import InputError
 from raycurate.data.corpora import corpus as corpus_module
 from raycurate.data.corpora.corpus import Corpus, gather, hash_strings
-from raycurate.data.corpora.corpus_store import cache_folder, open_corpus
+from raycurate.data.corpora.corpus_store import open_corpus
 from raycurate.data.training.training import write_corpus
 
 
@@ -106,15 +106,6 @@ def test_a_corpus_travels_as_a_name_and_opens_elsewhere(tmp_path, monkeypatch):
     assert pickle.loads(data).rows_of(["17"]).tolist() == [17]
     inline = in_memory([["a"]])
     assert pickle.loads(pickle.dumps(inline)).texts_of([0]) == ["a"]
-
-
-def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.delenv("RAYCURATE_CACHE", raising=False)
-    assert cache_folder() == tmp_path / "xdg" / "raycurate"
-    monkeypatch.setenv("RAYCURATE_CACHE", str(tmp_path / "env"))
-    assert cache_folder() == tmp_path / "env"
-    assert cache_folder(str(tmp_path / "given")) == tmp_path / "given"
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ Folders of the cache that no corpus needs any more can be deleted at any time.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from raycurate.core.cache import cache_folder
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError
 from raycurate.core.once import Discard, once
@@ -24,21 +24,12 @@ from raycurate.data.training.training_report import Problems
 STORE_VERSION = 1
 
 
-def cache_folder(cache_dir: str | None = None) -> Path:
-    """Where Arrow copies lie: `cache_dir`, else $RAYCURATE_CACHE, else `raycurate` in the user's cache folder."""
-    given = cache_dir or os.environ.get("RAYCURATE_CACHE")
-    if given:
-        return Path(given).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(base) / "raycurate").expanduser().absolute()
-
-
 def open_corpus(folder: str, *, cache_dir: str | None = None) -> Corpus:
     """The corpus of a folder; on first sight its documents are checked and copied to the cache.
 
     Args:
         folder: local, or a URI.
-        cache_dir: see `cache_folder`.
+        cache_dir: where Arrow copies lie, see `core.cache.cache_folder`.
 
     Raises:
         InputError: what is wrong with it, all of it.

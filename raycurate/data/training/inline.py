@@ -18,12 +18,13 @@ import numpy as np
 import pyarrow as pa
 
 from raycurate.core import storage
+from raycurate.core.cache import cache_folder
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError
 from raycurate.core.once import Discard, once
 from raycurate.core.storage import FileEntry
 from raycurate.data.corpora.corpus import CORPUS_SCHEMA, Corpus
-from raycurate.data.corpora.corpus_store import STORE_VERSION, cache_folder, load_store, save_index
+from raycurate.data.corpora.corpus_store import STORE_VERSION, load_store, save_index
 from raycurate.data.documents.segments import kind_of
 from raycurate.data.training.training_lines import json_elements, json_lines
 from raycurate.data.training.training_report import Problems
@@ -42,7 +43,7 @@ def read_inline(entry: FileEntry, cache_dir: str | None, problems: Problems) -> 
 
     Args:
         entry: .jsonl, .jsonl.gz or .jsonl.zst, or .json with an array of the rows.
-        cache_dir: see `corpus_store.cache_folder`.
+        cache_dir: see `core.cache.cache_folder`.
         problems: where to note what is wrong; the corpus is None when anything is.
     """
     folder = cache_folder(cache_dir) / "inline" / fingerprint([STORE_VERSION, entry.path, entry.size, entry.mtime_ns])

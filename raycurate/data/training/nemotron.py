@@ -113,7 +113,7 @@ def prepare_nemotron(
         dataset: `org/name` on the hub (with `@revision` if need be), or a local folder of that layout.
         download_path: where the sub-sets are written.
         subsets: only these; all by default.
-        cache_dir: where Arrow copies lie, see `corpus_store.cache_folder`, and where original data sets are put, in
+        cache_dir: where Arrow copies lie, see `core.cache.cache_folder`, and where original data sets are put, in
             `datasets` below it; without it those go to the datasets library's own cache.
         overwrite: replace sub-sets that were made from something else.
 

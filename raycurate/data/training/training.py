@@ -86,7 +86,7 @@ def read_training_data(
     Args:
         sources: a file, folder, URI or hf://org/repo/subset; `{"path", "num_samples"}` for a sample; or a list of them.
         require_negatives: a question without negatives is an error.
-        cache_dir: where Arrow copies of the documents lie; see `corpus_store.cache_folder`.
+        cache_dir: where Arrow copies of the documents lie; see `core.cache.cache_folder`.
         seed: of the samples, which are drawn without replacement from each source by itself.
         on_bad_rows: `drop` leaves out rows that cannot be used, and has them in `rejected`; what is wrong with a file
             or a corpus as a whole is an error all the same.

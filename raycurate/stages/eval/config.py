@@ -83,7 +83,10 @@ class EvalConfig(RoleOptions):
         place="cache",
     )
     cache_dir: str | None = option(
-        None, "Where downloaded test sets are put; ~/.cache by default.", operational=True, place="cache"
+        None,
+        "Where downloaded test sets are put; $RAYCURATE_CACHE or the user's cache by default.",
+        operational=True,
+        place="cache",
     )
     changes: int = option(20, "Questions shown that changed most, as many that rose as that fell.", ge=0)
     seed: int = option(0, "Seed of the bootstrap and of the randomisation test.", ge=0)

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raycurate.core.cache import cache_folder
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError
 from raycurate.core.manifest import package_versions
 from raycurate.core.observe import get_logger
 from raycurate.core.once import once
 from raycurate.data.corpora.corpus import Corpus, gather
-from raycurate.data.corpora.corpus_store import cache_folder
 from raycurate.data.training.training import TrainingData
 from raycurate.models.contract import EmbeddingContract
 from raycurate.models.fetch import fetch_encoder
@@ -50,7 +50,7 @@ class PrepareOptions:
     query_max_length, passage_max_length: tokens, special ones and prefix included; what is longer is cut at the end.
     dataset_instructions: the instructions of each corpus's metadata and a space stand before its questions and
     passages, in place of the contract's prompts (nothing where the metadata has none), as in NeMo AutoModel.
-    pad_token: see `tokens.padding_id`. cache_dir: see `corpus_store.cache_folder`.
+    pad_token: see `tokens.padding_id`. cache_dir: see `core.cache.cache_folder`.
     teacher: also its vectors of all questions and documents.
     """
 
