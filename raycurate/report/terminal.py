@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 
 from raycurate.core.errors import InputError
-from raycurate.report.evaluation import BASE, TUNED, read_evaluation, shown
+from raycurate.report.evaluation import evaluation_of
 from raycurate.report.runs import Run, open_run
+from raycurate.retrieval.results import BASE, FINETUNED, usual_name
 
 
 def closing(workdir: str) -> str:
@@ -44,12 +45,12 @@ def table(run: Run) -> list[tuple[str, str]]:
 
 
 def _retrieval(run: Run) -> list[tuple[str, str]]:
-    found = read_evaluation(run)
+    found = evaluation_of(run)
     if found is None:
         return []
-    base, tuned = found.metric(BASE, found.primary), found.metric(TUNED, found.primary)
-    compared = found.comparison(TUNED, BASE)
-    name = f"{shown(found.primary)} of test"
+    base, tuned = found.metric(BASE, found.primary), found.metric(FINETUNED, found.primary)
+    compared = found.pair(FINETUNED, BASE)
+    name = f"{usual_name(found.primary)} of test"
     if base is None or tuned is None or compared is None:
         return [(name, f"{system} {found.systems[system][found.primary]:.4f}") for system in found.systems]
     change = f"{compared.difference:+.4f}, 95% {compared.low:+.4f} to {compared.high:+.4f}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from raycurate.report.context import Context
-from raycurate.report.evaluation import BASE, TUNED, Evaluation, read_evaluation, shown
+from raycurate.report.evaluation import evaluation_of, with_interval
 from raycurate.report.html import Html, Section, counted, element, number, paragraph, percent, signed, tile
 from raycurate.report.runs import Run
 from raycurate.report.sections.retrieval import verdict
+from raycurate.retrieval.results import BASE, FINETUNED, Evaluation, usual_name
 
 
 def section(context: Context) -> Section | None:
@@ -49,7 +50,7 @@ def _pairs(run: Run) -> Html | None:
 
 
 def _retrieval(run: Run) -> list[Html | None]:
-    found = read_evaluation(run)
+    found = evaluation_of(run)
     if found is not None and BASE in found.systems:
         return [_evaluated(found)]
     tuned = run.of("finetune")
@@ -64,19 +65,19 @@ def _retrieval(run: Run) -> list[Html | None]:
 
 
 def _evaluated(found: Evaluation) -> Html | None:
-    base, tuned = found.metric(BASE, found.primary), found.metric(TUNED, found.primary)
+    base, tuned = found.metric(BASE, found.primary), found.metric(FINETUNED, found.primary)
     if base is None:
         return None
     if tuned is None:
-        return tile(f"{base:.3f}", f"{shown(found.primary)} of the base model")
-    compared = found.comparison(TUNED, BASE)
-    note: list[str] = [compared.interval(), " ", verdict(compared)] if compared else [signed(tuned - base, 3)]
-    return tile(f"{base:.3f} → {tuned:.3f}", f"{shown(found.primary)}, base → tuned", Html.join_all(note))
+        return tile(f"{base:.3f}", f"{usual_name(found.primary)} of the base model")
+    compared = found.pair(FINETUNED, BASE)
+    note: list[str] = [with_interval(compared), " ", verdict(compared)] if compared else [signed(tuned - base, 3)]
+    return tile(f"{base:.3f} → {tuned:.3f}", f"{usual_name(found.primary)}, base → tuned", Html.join_all(note))
 
 
 def _sentence(run: Run) -> Html:
-    found = read_evaluation(run)
-    compared = found.comparison(TUNED, BASE) if found else None
+    found = evaluation_of(run)
+    compared = found.pair(FINETUNED, BASE) if found else None
     says = [compared.says if compared and compared.says else f"{counted(len(run.outputs), 'stage')} left an output."]
     unfinished = [f"{o.stage} ({o.name})" for o in run.outputs if not o.whole]
     if unfinished:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from raycurate.core import storage
 from raycurate.report import charts
 from raycurate.report.context import Context
-from raycurate.report.evaluation import Comparison, Evaluation, read_evaluation, shown
+from raycurate.report.evaluation import evaluation_of, with_interval
 from raycurate.report.html import (
     Card,
     Html,
@@ -30,6 +30,7 @@ from raycurate.report.html import (
     table,
 )
 from raycurate.report.sampling import parquet_rows, read_json
+from raycurate.retrieval.results import CHANGES, PER_QUERY, Evaluation, Pair, usual_name
 
 _SHOWN = ("NDCG@10", "Recall@10", "Recall@100", "MRR@10", "MAP@10", "P@10", "NDCG@1")
 _CHARTED = 3  # metrics
@@ -43,7 +44,7 @@ _VERDICTS = {"improved": "good", "worse": "bad"}
 
 def section(context: Context) -> Section | None:
     """None where nothing was evaluated."""
-    found = read_evaluation(context.run)
+    found = evaluation_of(context.run)
     if found is None or not found.systems:
         return None
     cards = [
@@ -98,8 +99,8 @@ def _interval_cards(found: Evaluation) -> list[Card]:
         bars = " Bars: 95% intervals of the mean." if any(row[2] is not None for row in rows) else ""
         says = f"{best[0]} is highest. {listed}.{bars}"
         name = f"system-{metric.lower().replace('@', '-')}"
-        words = charts.Words(name, f"{shown(metric)} of each system", says, x=shown(metric))
-        cards.append(card(f"{shown(metric)} by system", charts.intervals(words, rows)))
+        words = charts.Words(name, f"{usual_name(metric)} of each system", says, x=usual_name(metric))
+        cards.append(card(f"{usual_name(metric)} by system", charts.intervals(words, rows)))
     return cards
 
 
@@ -123,7 +124,7 @@ def _metrics_card(found: Evaluation) -> Card:
         for place, system in enumerate(found.systems)
     ]
     caption = "Means over all judged questions; seconds of embedding and search, with what was cached left out."
-    head = ["System", "Kind", *map(shown, names), *costs]
+    head = ["System", "Kind", *map(usual_name, names), *costs]
     whole = table(caption, head, rows, text_columns=(0, 1), stacked=True)
     families = {"NDCG": "NDCG@", "MAP": "MAP@", "Recall": "Recall@", "Precision": "P@", "MRR": "MRR@"}
     full = [
@@ -169,9 +170,9 @@ def _difference_cards(found: Evaluation) -> list[Card]:
     compared = found.told()[:_DIFFERENCES]
     if not compared:
         return []
-    metric = shown(found.primary)
+    metric = usual_name(found.primary)
     rows = [(f"{c.system} − {c.against}", c.difference, c.low, c.high) for c in compared]
-    listed = "; ".join(f"{c.system} against {c.against} {c.interval()}: {c.verdict}" for c in compared)
+    listed = "; ".join(f"{c.system} against {c.against} {with_interval(c)}: {c.verdict}" for c in compared)
     says = f"{listed}. Where the interval does not hold 0, chance alone is an unlikely reason."
     title = f"Differences in {metric} with their 95% intervals"
     words = charts.Words("differences", title, says, x=f"difference in {metric}")
@@ -183,16 +184,16 @@ _COMPARED = ("Comparison", "Verdict", "Difference", "95% interval", "p (Holm)", 
 
 def _comparison_card(found: Evaluation) -> list[Card]:
     """What one asks first; every other pair on request."""
-    if not found.comparisons:
+    if not found.pairs:
         return []
     told = found.told()
-    rest = [c for c in found.comparisons if c not in told]
+    rest = [c for c in found.pairs if c not in told]
     caption = (
-        f"In {shown(found.primary)}. Intervals by a paired bootstrap over {told[0].units:,} {told[0].unit}; p of a "
-        "sign-flip randomisation test, corrected for the number of comparisons."
+        f"In {usual_name(found.primary)}. Intervals by a paired bootstrap over {told[0].units:,} {told[0].unit}; p of "
+        "a sign-flip randomisation test, corrected for the number of comparisons."
     )
 
-    def compared(title: str, pairs: Sequence[Comparison]) -> Html:
+    def compared(title: str, pairs: Sequence[Pair]) -> Html:
         return table(title, _COMPARED, map(_comparison_row, pairs), text_columns=(0, 1, 6), stacked=True)
 
     parts = [compared(caption, told)]
@@ -201,7 +202,7 @@ def _comparison_card(found: Evaluation) -> list[Card]:
     return [card("Comparisons", *parts, wide=True)]
 
 
-def _comparison_row(c: Comparison) -> list[str]:
+def _comparison_row(c: Pair) -> list[str]:
     p = "" if c.p_holm is None else ("< 0.001" if c.p_holm < 0.001 else f"{c.p_holm:.3f}")
     return [
         f"{c.system} against {c.against}",
@@ -214,7 +215,7 @@ def _comparison_row(c: Comparison) -> list[str]:
     ]
 
 
-def verdict(compared: Comparison) -> Html:
+def verdict(compared: Pair) -> Html:
     """The verdict as a badge."""
     return badge(compared.verdict, _VERDICTS.get(compared.verdict, "neutral"))
 
@@ -247,7 +248,7 @@ def _drift_table(caption: str, drift: Sequence[Mapping[str, Any]]) -> Html:
         [
             f"{d['system']} against {d['against']}",
             badge("within", "good") if d["ok"] else badge("drifted", "bad"),
-            shown(str(d["metric"])),
+            usual_name(str(d["metric"])),
             signed(float(d["difference"])),
             f"{float(d['tolerance']):g}",
         ]
@@ -262,14 +263,14 @@ def _drift_table(caption: str, drift: Sequence[Mapping[str, Any]]) -> Html:
 
 def _change_cards(found: Evaluation) -> list[Card]:
     """How each question changed, one card a comparison, the first few."""
-    path = found.output.path("per_query.parquet")
+    path = storage.join(found.folder, PER_QUERY)
     compared = found.told()[:_CHANGED]
     if not compared or not storage.exists(path):
         return []
     rows, whole = parquet_rows([path], ["system", "query_id", found.primary], _PER_QUERY_ROWS)
     if rows is None or not whole:
         return []
-    metric = shown(found.primary)
+    metric = usual_name(found.primary)
     cards = []
     for place, c in enumerate(compared):
         numbers = _paired(rows, c.system, c.against)
@@ -301,7 +302,7 @@ def _paired(rows: pa.Table, system: str, against: str) -> np.ndarray:
 
 def _examples_cards(found: Evaluation) -> list[Card]:
     """The questions that changed most, with the documents found before and after."""
-    path = found.output.path("changes.json")
+    path = storage.join(found.folder, CHANGES)
     if not storage.exists(path):
         return []
     changes = sorted(read_json(path), key=lambda change: -float(change["difference"]))
@@ -310,7 +311,7 @@ def _examples_cards(found: Evaluation) -> list[Card]:
     cards = []
     for title, chosen in (("Questions that gained most", gains), ("Questions that lost most", losses)):
         if chosen:
-            cards.append(card(title, *(_change(c, shown(found.primary)) for c in chosen), wide=True))
+            cards.append(card(title, *(_change(c, usual_name(found.primary)) for c in chosen), wide=True))
     return cards
 
 

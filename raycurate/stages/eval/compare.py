@@ -19,9 +19,9 @@ import pyarrow as pa
 from raycurate.data.corpora.beir import BeirData
 from raycurate.retrieval.lexical import ranked
 from raycurate.retrieval.metrics import K_VALUES, Metrics, evaluate_hits
+from raycurate.retrieval.results import BASE, BM25, FINETUNED, Pair, usual_name
 from raycurate.retrieval.retrieve import Retrieved
 from raycurate.retrieval.statistics import LEAST_QUERIES, Comparer, holm, units_of, verdict
-from raycurate.stages.eval.config import BASE, BM25, FINETUNED
 
 TOLERANCE, TOLERANCE_EARLY = 0.01, 0.03
 """How far a metric may be from that of the system it must reproduce: from k = 5 on, and below."""
@@ -47,31 +47,6 @@ class CompareOptions:
     def metric(self) -> str:
         """What differences are judged by."""
         return "NDCG@10" if 10 in self.k_values else f"NDCG@{max(self.k_values)}"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One system against another by one metric; differences are system minus against, over the judged questions.
-
-    low, high: the 95% interval. p, p_holm: of the randomisation test, alone and corrected for all pairs. unit: what is
-    drawn (questions or their source files), and how many there are.
-    """
-
-    system: str
-    against: str
-    metric: str
-    difference: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    unit: str
-    units: int
-    wins: int
-    ties: int
-    losses: int
-    verdict: str
-    says: str
 
 
 @dataclass(frozen=True)
@@ -201,7 +176,7 @@ def _pairs(metrics: Mapping[str, Metrics], comparer: Comparer, unit: str, metric
 def _in_words(pair: Pair, before: float) -> str:
     """What the comparison says, and what likely stands behind it."""
     queries = pair.wins + pair.ties + pair.losses
-    name = pair.metric.replace("NDCG", "nDCG")
+    name = usual_name(pair.metric)
     change = f"{name} {pair.difference:+.4f} (95% interval {pair.low:+.4f} to {pair.high:+.4f})"
     moved = f"{pair.wins:,} questions better, {pair.losses:,} worse, {pair.ties:,} the same"
     reasons = []

@@ -10,9 +10,9 @@ from raycurate.core.config import option
 from raycurate.encoders.base import is_url
 from raycurate.encoders.declared import BY_ROLE, RoleOptions, decisive, of_any_model
 from raycurate.retrieval.metrics import K_VALUES
+from raycurate.retrieval.results import BASE, BM25, FINETUNED, SERVED
 
 ALGORITHM_VERSION = 1
-BASE, FINETUNED, SERVED, BM25 = "base", "finetuned", "served", "bm25"
 FUSED = "bm25+{}"
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from raycurate.core import storage
+from raycurate.retrieval.results import BASE, CHANGES, FINETUNED, PER_QUERY, Evaluation, read_evaluation
 from raycurate.stage import Result
-from raycurate.stages.eval.config import BASE, BM25, FINETUNED
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-RESULTS, PER_QUERY, CHANGES, HITS = "eval_results.json", "per_query.parquet", "changes.json", "hits"
 
 _SHOWN = ("NDCG@10", "Recall@10", "Recall@100", "MRR@10")
 
@@ -24,17 +22,22 @@ class EvalResult(Result):
     """A finished evaluation: `.metric("finetuned", "NDCG@10")`, `.comparison()`, `.per_query`, `.changes`."""
 
     @cached_property
+    def evaluation(self) -> Evaluation:
+        """Means, intervals and pairs of systems, as the report reads them too."""
+        return read_evaluation(self.output)
+
+    @property
     def results(self) -> dict[str, Any]:
         """The content of eval_results.json."""
-        return dict(json.loads(storage.read_text(storage.join(self.output, RESULTS))))
+        return self.evaluation.content
 
     @property
     def metadata(self) -> dict[str, Any]:
-        return dict(self.results["_metadata"])
+        return self.evaluation.metadata
 
     @property
     def systems(self) -> list[str]:
-        return [name for name in self.results if name != "_metadata"]
+        return list(self.evaluation.systems)
 
     @property
     def per_query(self) -> pa.Table:
@@ -60,23 +63,17 @@ class EvalResult(Result):
         Raises:
             KeyError: no such system or metric.
         """
-        for family in self.results[system].values():
-            if name in family:
-                return float(family[name])
-        raise KeyError(name)
+        return self.evaluation.systems[system][name]
 
     def comparison(self, system: str = FINETUNED, against: str = BASE) -> dict[str, Any] | None:
-        """How one system compares with another, whichever way round they stand in the table; None where one is not
-        there."""
-        for pair in self.metadata["comparisons"]:
-            if (pair["system"], pair["against"]) == (system, against):
-                return dict(pair)
-        return None
+        """How one system compares with another; None where these two were not compared in this order."""
+        pair = self.evaluation.pair(system, against)
+        return asdict(pair) if pair is not None else None
 
     def summary(self) -> str:
         """The table of systems, what the comparisons say, drift, and where it all lies."""
         about, collection = self.metadata, self.metadata["collection"]
-        names = [name for name in _SHOWN if any(name in family for family in self.results[self.systems[0]].values())]
+        names = [name for name in _SHOWN if name in self.evaluation.systems[self.systems[0]]]
         primary = about["primary_metric"]
         if primary not in names:
             names = [primary, *names]
@@ -90,15 +87,10 @@ class EvalResult(Result):
             low, high = about["intervals"][system][primary]
             cells = "".join(f"{self.metric(system, name):.4f}".rjust(12) for name in names)
             lines.append(f"{system.ljust(width)}{cells}   {low:.4f} to {high:.4f}")
-        lines += [pair["says"] for pair in about["comparisons"] if self._is_told(pair)]
+        lines += [pair.says for pair in self.evaluation.told()]
         lines += [f"left out {name}: {reason}" for name, reason in about["missing"].items()]
         lines += drift_lines(about["drift"])
         return "\n".join([*lines, f"output {self.output}"])
-
-    def _is_told(self, pair: dict[str, Any]) -> bool:
-        """All pairs are in the file; one asks first what is gained over the base, and whether BM25 would do."""
-        best = next((name for name in (FINETUNED, BASE) if name in self.systems), None)
-        return pair["against"] == BASE or (pair["against"] == BM25 and pair["system"] == best)
 
 
 def drift_lines(drift: list[dict[str, Any]]) -> list[str]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from raycurate.core import storage
 from raycurate.core.errors import RaycurateError
 from raycurate.core.manifest import Manifest
+from raycurate.retrieval.results import RESULTS
 from raycurate.stage import CACHE, MODEL, SEED, Made, Output, Run, Stage
 from raycurate.stages.eval.config import ALGORITHM_VERSION, EvalConfig
-from raycurate.stages.eval.result import RESULTS, EvalResult, drift_lines
+from raycurate.stages.eval.result import EvalResult, drift_lines
 
 if TYPE_CHECKING:
     from raycurate.stages.eval.work import EvalInputs

@@ -23,8 +23,9 @@ from raycurate.data.corpora.beir import BeirData
 from raycurate.encoders.base import is_url
 from raycurate.encoders.declared import BY_ROLE, agreed, merged, of_the_model
 from raycurate.retrieval.lexical import fuse, retrieve_bm25
+from raycurate.retrieval.results import BM25
 from raycurate.retrieval.retrieve import DenseModel, Retrieved, depth_of, retrieve
-from raycurate.stages.eval.config import BM25, FUSED, EvalConfig, SystemOptions
+from raycurate.stages.eval.config import FUSED, EvalConfig, SystemOptions
 from raycurate.training.checkpoints.checkpoints import model_in
 
 log = get_logger(__name__)

@@ -23,11 +23,11 @@ from raycurate.core.observe import get_logger
 from raycurate.data.corpora.beir import BeirData, read_beir, require_judgements
 from raycurate.encoders.declared import of_the_model
 from raycurate.retrieval.collections import locate, name_of
+from raycurate.retrieval.results import CHANGES, HITS, PER_QUERY, RESULTS
 from raycurate.retrieval.retrieve import Retrieved
 from raycurate.stage import Made, Run
 from raycurate.stages.eval.compare import CompareOptions, Comparison, compare
 from raycurate.stages.eval.config import EvalConfig
-from raycurate.stages.eval.result import CHANGES, HITS, PER_QUERY, RESULTS
 from raycurate.stages.eval.systems import Answers, System, found_systems, write_hits
 
 log = get_logger(__name__)
