@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from raycurate.core.errors import ConfigError, RaycurateError
 from raycurate.core.observe import get_logger
+from raycurate.ray_runtime import leftovers
 
 TOKEN_HELP = (
     "This cluster asks for Ray's token: set RAY_AUTH_MODE=token and give the token of the cluster in RAY_AUTH_TOKEN, "
@@ -88,6 +89,8 @@ def connect(
             )
         os.environ.update(environment or {})  # what it starts inherits it
         _start(num_cpus=num_cpus, include_dashboard=dashboard)
+        node: Any = ray._private.worker.global_worker.node
+        leftovers.watch(node.get_session_dir_path())
         return _info(owned=True)
     if num_cpus is not None:
         raise ConfigError(
