@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from raycurate.core.errors import ConfigError
+from raycurate.core.hashing import hex_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,9 +19,7 @@ class Array:
         self.values = values
 
     def __str__(self) -> str:
-        import hashlib
-
-        content = hashlib.sha256(self.values.tobytes()).hexdigest()[:16]
+        content = hex_digest(self.values.tobytes(), 16)
         return f"array {list(self.values.shape)} {self.values.dtype} {content}"
 
     @classmethod

@@ -8,7 +8,6 @@ recipe and the manifest's idea of what affects a result are all read from there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, Valid
 from raycurate.core import storage, yaml_text
 from raycurate.core.errors import ConfigError, nearest
 from raycurate.core.explain import Elsewhere, explain, unknown_key
+from raycurate.core.hashing import hex_digest
 from raycurate.core.redaction import redact
 from raycurate.core.typed_text import phrase, read_typed, type_at
 
@@ -157,7 +157,7 @@ def _is_clean(text: str) -> bool:
 def fingerprint(value: Any) -> str:
     """First 16 hex digits of the sha256 of `value` written as canonical JSON."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hex_digest(text, 16)
 
 
 @dataclass

@@ -8,7 +8,6 @@ one a block: what a killed run had embedded is found by the next.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 from raycurate.core import storage
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError, InputError
+from raycurate.core.hashing import hex_digest
 from raycurate.core.manifest import package_versions
 from raycurate.core.observe import get_logger
 from raycurate.encoders.declared import for_role
@@ -66,7 +66,7 @@ class Embedded:
 
 def text_keys(texts: pa.ChunkedArray) -> pa.Array:
     """32 hex digits of each text's sha256, a string array [n]."""
-    digests = (hashlib.sha256(text.as_py().encode()).hexdigest()[:32] for chunk in texts.chunks for text in chunk)
+    digests = (hex_digest(text.as_py(), 32) for chunk in texts.chunks for text in chunk)
     return pa.array(digests, pa.string(), size=len(texts))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raycurate.core.errors import ConfigError, ContractError, InputError
+from raycurate.core.hashing import hex_digest
 from raycurate.models.contract import pooling_name
 from raycurate.models.modules import Modules, read_dense, read_json, read_modules
 from raycurate.models.weights import Shapes, check_head, check_shapes, position_rows, read_shapes, weight_files
@@ -343,7 +344,7 @@ def _combined(files: list[tuple[str, Path]]) -> str:
     if len(files) == 1:
         return _sha256(files[0][1])
     lines = sorted(f"{_sha256(path)}  {name}\n" for name, path in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hex_digest("".join(lines))
 
 
 def _weights_hash(body: Path, heads: list[Path]) -> str:
@@ -367,5 +368,5 @@ def _tokenizer_hash(root: Path, body: Path, modules: Modules) -> str:
                 if name.endswith(".json") and name != "tokenizer.json":  # which the tokenizer's library reads
                     read_json(file)
             digest = _combined(files)
-            return hashlib.sha256(f"{digest}{changes}".encode()).hexdigest() if changes else digest
+            return hex_digest(f"{digest}{changes}") if changes else digest
     raise InputError("this model has no tokenizer files", where=str(body))

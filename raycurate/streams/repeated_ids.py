@@ -7,7 +7,6 @@ what was renamed is listed in `_renamed/`. With `error` the run stops, and what 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from raycurate.core import storage
 from raycurate.core.errors import InputError
+from raycurate.core.hashing import hex_digest, keyed_hashes
 from raycurate.streams.staging import REJECT_REASON, ROW_KEY
 
 if TYPE_CHECKING:
@@ -55,8 +55,6 @@ def repeated_keys(staged: Sequence[StagedFile], id_column: str, *, rejects_too: 
 
 def _hash_ids(paths: list[str], id_column: str, partitions: int, rejects_too: bool) -> Any:
     """Rows of (hash, second hash, row key), parted by hash: 128 bits, so that no two ids are mistaken for one."""
-    from pandas.util import hash_array
-
     rows = []
     for path in paths:
         filesystem, inner = storage.filesystem(path)
@@ -69,8 +67,8 @@ def _hash_ids(paths: list[str], id_column: str, partitions: int, rejects_too: bo
         rows.append(
             np.stack(
                 [
-                    hash_array(ids, hash_key="raycurate-first0", categorize=False),
-                    hash_array(ids, hash_key="raycurate-second", categorize=False),
+                    keyed_hashes(ids, "raycurate-first0"),
+                    keyed_hashes(ids, "raycurate-second"),
                     table[ROW_KEY].to_numpy(),
                 ]
             )
@@ -157,8 +155,8 @@ def rename_repeated(table: pa.Table, id_column: str, keys: np.ndarray) -> pa.Tab
 
 
 def _own_name(name: str, row_key: int) -> str:
-    digest = hashlib.sha256(f"{name}\0{row_key}".encode()).hexdigest()
-    return f"{name}#{digest[:8]}"
+    digest = hex_digest(f"{name}\0{row_key}", 8)
+    return f"{name}#{digest}"
 
 
 def renamed_keys(paths: Sequence[str]) -> np.ndarray:

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycurate.core.errors import InputError
+from raycurate.core.hashing import hash_strings
 from raycurate.data.corpora import corpus as corpus_module
-from raycurate.data.corpora.corpus import Corpus, gather, hash_strings
+from raycurate.data.corpora.corpus import Corpus, gather
 from raycurate.data.corpora.corpus_store import open_corpus
 from raycurate.data.training.training import write_corpus
 

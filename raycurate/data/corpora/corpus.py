@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raycurate.core.hashing import hash_strings
+
 CORPUS_SCHEMA = pa.schema([pa.field("id", pa.string()), pa.field("text", pa.large_string())])
 
 
@@ -131,35 +133,3 @@ def gather(column: pa.ChunkedArray, rows: np.ndarray) -> pa.Array:
     back = np.empty(len(rows), np.int64)
     back[order] = np.arange(len(rows))
     return pa.concat_arrays(pieces).take(pa.array(back))
-
-
-def hash_strings(column: pa.Array) -> np.ndarray:
-    """uint64 [n]: a hash of the UTF-8 bytes of each string; the same on every machine. A null hashes as "".
-
-    Multilinear: the sum over positions of (byte + 1) times a fixed 64-bit weight of the position, mixed at
-    the end (Lemire and Kaser, "Strongly universal string hashing is fast", 2014).
-    """
-    column = pc.fill_null(column, "") if column.null_count else column
-    wide = pa.types.is_large_string(column.type)
-    _, offset_buffer, data_buffer = column.buffers()
-    if len(column) == 0:
-        return np.empty(0, np.uint64)
-    offsets = np.frombuffer(offset_buffer, np.int64 if wide else np.int32)
-    offsets = offsets[column.offset : column.offset + len(column) + 1].astype(np.int64)
-    first, last = int(offsets[0]), int(offsets[-1])
-    data = np.frombuffer(data_buffer, np.uint8)[first:last] if data_buffer is not None else np.empty(0, np.uint8)
-    starts = offsets - first
-    lengths = np.diff(starts)
-    positions = np.arange(last - first, dtype=np.int64) - np.repeat(starts[:-1], lengths)
-    sums = np.zeros(last - first + 1, np.uint64)
-    with np.errstate(over="ignore"):
-        weights = _mix(np.arange(1, int(lengths.max()) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-        np.cumsum((data.astype(np.uint64) + np.uint64(1)) * weights[positions], out=sums[1:])
-        return _mix(sums[starts[1:]] - sums[starts[:-1]])
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -6,7 +6,6 @@ A row that cannot be used is never dropped and never an exception. It stays in t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from raycurate.core.errors import InputError
+from raycurate.core.hashing import hex_digest
 from raycurate.core.redaction import hide_credentials
 from raycurate.data.documents.segments import Segment
 
@@ -131,7 +131,7 @@ def unreadable(segment: Segment, position: int, error: Exception, where: str = "
 
 def generated_id(name: str, position: int) -> str:
     """20 hex digits of the sha256 of a file's name, which is relative to the input's root, a NUL and the position."""
-    return hashlib.sha256(f"{name}\0{position}".encode("utf-8", "surrogateescape")).hexdigest()[:20]
+    return hex_digest(f"{name}\0{position}".encode("utf-8", "surrogateescape"), 20)
 
 
 def excerpt(text: str | bytes) -> str:

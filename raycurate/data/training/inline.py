@@ -7,7 +7,6 @@ document, and a text that is both for one question is found out.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Mapping
@@ -21,6 +20,7 @@ from raycurate.core import storage
 from raycurate.core.cache import cache_folder
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError
+from raycurate.core.hashing import hex_digest
 from raycurate.core.once import Discard, once
 from raycurate.core.storage import FileEntry
 from raycurate.data.corpora.corpus import CORPUS_SCHEMA, Corpus
@@ -35,7 +35,7 @@ _BATCH_TEXTS = 4096
 
 def document_id(text: str) -> str:
     """The id of a document that has none: `d_` and the first 16 hex digits of the sha256 of its text."""
-    return "d_" + hashlib.sha256(text.encode()).hexdigest()[:16]
+    return "d_" + hex_digest(text, 16)
 
 
 def read_inline(entry: FileEntry, cache_dir: str | None, problems: Problems) -> tuple[pa.Table, Corpus | None]:
@@ -87,13 +87,13 @@ class _Texts:
 
     def add(self, text: str) -> str:
         """Take a text; its document id."""
-        digest = hashlib.sha256(text.encode()).digest()
-        self._names.append(int.from_bytes(digest[:8], "big"))
-        self._checks.append(int.from_bytes(digest[8:16], "big"))
+        digest = hex_digest(text, 32)
+        self._names.append(int(digest[:16], 16))
+        self._checks.append(int(digest[16:], 16))
         self._batch.append(text)
         if len(self._batch) >= _BATCH_TEXTS:
             self._flush()
-        return "d_" + digest[:8].hex()
+        return "d_" + digest[:16]
 
     def _flush(self) -> None:
         self._writer.write_batch(pa.record_batch([pa.array(self._batch, pa.large_string())], schema=self._schema))

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raycurate.data.corpora.corpus import Corpus, hash_strings
+from raycurate.core.hashing import hash_strings
+from raycurate.data.corpora.corpus import Corpus
 from raycurate.data.documents.rows import excerpt
 from raycurate.data.training.training_report import NAMED, Problems
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raycurate.core.hashing import keyed_hashes
 from raycurate.data.documents.ids import id_strings
 
 OLD = "_old"
@@ -47,9 +48,7 @@ def rank(rows: pa.Table, *, which_to_keep: str | Sequence[str], id_field: str, s
 
 def hashed(strings: pa.ChunkedArray | pa.Array, key: str = "raycurate-key-00") -> np.ndarray:
     """64-bit hashes of strings, uint64 [n]; `key` has at least 16 characters."""
-    from pandas.util import hash_array
-
-    return hash_array(strings.to_numpy(zero_copy_only=False), hash_key=key[-16:].ljust(16, "0"), categorize=False)
+    return keyed_hashes(strings.to_numpy(zero_copy_only=False), key[-16:].ljust(16, "0"))
 
 
 def hashed_ids(ids: pa.ChunkedArray | pa.Array) -> np.ndarray:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raycurate.data.corpora.corpus import Corpus, gather, hash_strings
+from raycurate.core.hashing import hash_column, hash_strings
+from raycurate.data.corpora.corpus import Corpus, gather
 from raycurate.data.documents.same_text import folded_column
 
 _CHUNK = 512  # texts hashed at once; that takes 40 bytes a byte of text
@@ -30,7 +31,7 @@ def question_keys(corpora: Sequence[Corpus], corpus_of: np.ndarray, questions: p
     Args:
         corpus_of: int [n], the place of each question's corpus in `corpora`.
     """
-    return _key(_hash_column(folded_column(questions)), _corpus_salts(corpora)[corpus_of], _QUESTION)
+    return _key(hash_column(folded_column(questions)), _corpus_salts(corpora)[corpus_of], _QUESTION)
 
 
 def document_keys(corpora: Sequence[Corpus], corpus_of: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -47,7 +48,7 @@ def text_keys(corpora: Sequence[Corpus], corpus_of: np.ndarray, rows: np.ndarray
     hashes = np.empty(len(rows), np.uint64)
     for place, mine, chunk in _chunks(corpora, corpus_of, rows):
         texts = pa.chunked_array([gather(corpora[place].texts, chunk)])
-        hashes[mine] = _hash_column(folded_column(texts))
+        hashes[mine] = hash_column(folded_column(texts))
     return _key(hashes, np.zeros(len(rows), np.uint64), _TEXT)
 
 
@@ -115,13 +116,6 @@ def _chunks(
         for first in range(0, len(mine), _CHUNK):
             piece = mine[first : first + _CHUNK]
             yield place, piece, rows[piece]
-
-
-def _hash_column(column: pa.ChunkedArray) -> np.ndarray:
-    found = [
-        hash_strings(chunk.slice(first, _CHUNK)) for chunk in column.chunks for first in range(0, len(chunk), _CHUNK)
-    ]
-    return np.concatenate(found) if found else np.empty(0, np.uint64)
 
 
 def _corpus_salts(corpora: Sequence[Corpus]) -> np.ndarray:

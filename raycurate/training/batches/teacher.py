@@ -11,7 +11,6 @@ for the very CPUs that the training holds.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,8 +23,9 @@ import pyarrow as pa
 from raycurate.core import storage
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import ConfigError, InputError
+from raycurate.core.hashing import hash_column, hex_digest
 from raycurate.core.observe import get_logger
-from raycurate.data.corpora.corpus import gather, hash_strings
+from raycurate.data.corpora.corpus import gather
 from raycurate.data.training.training import TrainingData
 from raycurate.training.batches.passages import Passages
 
@@ -37,7 +37,6 @@ TEACHER = "teacher"
 """The folder in a training's staging where the vectors are laid out."""
 _INDEX = "index.json"
 _ROLES = {"questions": "query", "documents": "document"}
-_HASHED = 512  # texts at once; that takes 40 bytes a byte of text
 
 _log = get_logger(__name__)
 
@@ -150,11 +149,7 @@ def _document_texts(data: TrainingData, passages: Passages) -> pa.ChunkedArray:
 def _text_fingerprints(texts: dict[str, pa.ChunkedArray]) -> Iterator[str]:
     """Of the texts in their order, however they are cut into chunks."""
     for column in texts.values():
-        digest = hashlib.sha256()
-        for chunk in column.chunks:
-            for at in range(0, len(chunk), _HASHED):
-                digest.update(hash_strings(chunk.slice(at, _HASHED)).tobytes())
-        yield digest.hexdigest()
+        yield hex_digest(hash_column(column).tobytes())
 
 
 def _laid_out(place: str) -> dict[str, VectorShards]:
