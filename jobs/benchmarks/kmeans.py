@@ -105,7 +105,12 @@ def ours(data: np.ndarray, first: str, iterations: int, warm: float | None = Non
     points = Points([data], np.arange(len(data)), torch.device("cpu"), 32768)
     centroids = np.load(first)
     options = FitOptions(
-        len(centroids), init=centroids, max_iter=iterations, tol=0.0, warm_start_fraction=warm, random_state=0
+        n_clusters=len(centroids),
+        init=centroids,
+        max_iter=iterations,
+        tol=0.0,
+        warm_start_fraction=warm,
+        random_state=0,
     )
     started = time.perf_counter()
     fit(
@@ -127,9 +132,9 @@ def group(folder: Path, first: str, iterations: int, workers: int) -> float:
 
     pieces = pieces_of(storage.list_files(str(folder)), filetype="parquet", embedding_field="embeddings")
     centroids = np.load(first)
-    options = FitOptions(len(centroids), init=centroids, max_iter=iterations, tol=0.0)
+    options = FitOptions(n_clusters=len(centroids), init=centroids, max_iter=iterations, tol=0.0)
     plan = GroupPlan(workers, cpus=1, threads=1)
-    return KMeansGroup(plan, pieces, centroids.shape[1]).fit(options).seconds
+    return KMeansGroup(plan, pieces, "embeddings", centroids.shape[1]).fit(options).seconds
 
 
 def reached(curve: list[tuple[float, float]], target: float) -> tuple[float, int] | None:

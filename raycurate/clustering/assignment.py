@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ray.data import DataContext
 
     from raycurate.clustering.inputs import Embeddings
-    from raycurate.stages.kmeans.config import VectorsOptions
+    from raycurate.clustering.options import VectorsOptions
 
 CENTROID = "_centroid"
 L2, COSINE = "l2_dist_to_cent", "cosine_dist_to_cent"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raycurate.clustering.options import FitOptions
@@ -77,19 +77,24 @@ class KMeansGroup:
 
     Args:
         pieces: of `kmeans.shards.pieces_of`.
+        column: that holds the vectors.
         dimension: of every vector.
     """
 
-    def __init__(self, plan: GroupPlan, pieces: list[Piece], dimension: int) -> None:
+    def __init__(self, plan: GroupPlan, pieces: list[Piece], column: str, dimension: int) -> None:
         self.plan = plan
         self.pieces = pieces
+        self.column = column
         self.dimension = dimension
         self.workers: list[Any] = []
         self.failures = 0
         self._placement: Any = None
 
-    def fit(self, options: FitOptions) -> Fit:
+    def fit(self, options: FitOptions, state: str | None = None) -> Fit:
         """Fit, and fit on when workers are lost or do not hear of each other in time.
+
+        Args:
+            state: folder or URI where the centroids are saved as it goes; without one a lost group begins anew.
 
         Raises:
             InputError: the vectors or the options cannot be used.
@@ -100,12 +105,18 @@ class KMeansGroup:
 
         if options.engine == "raft" and not self.plan.gpus:
             raise ConfigError("the engine 'raft' needs a GPU for each worker", where="engine", fix="Set engine=torch")
-        options = replace(options, device="cuda" if self.plan.gpus else "cpu")
+        options = options.settled(cuda=self.plan.gpus > 0)
+        if options.engine == "raft" and options.warm_start_fraction is not None:
+            raise ConfigError(
+                "the engine 'raft' has no warm start",
+                where="warm_start_fraction",
+                fix="Leave it out, or set engine=torch",
+            )
         while True:
             try:
                 dealt = self._deal()
                 self._start(len(dealt), options.engine)
-                return self._run(dealt, options)
+                return self._run(dealt, options, state)
             except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
                 self._count(f"a worker was lost ({_brief(error)})", _LOST, error)
             except CollectiveError as error:
@@ -177,10 +188,11 @@ class KMeansGroup:
             self.workers.append(actor.options(scheduling_strategy=strategy, **extra).remote(plan.threads))
         self._all("check", environment_versions(), engine)
 
-    def _run(self, dealt: list[list[Piece]], options: FitOptions) -> Fit:
+    def _run(self, dealt: list[list[Piece]], options: FitOptions, state: str | None) -> Fit:
         import ray
 
-        calls = [w.load.remote(share, self.dimension, options) for w, share in zip(self.workers, dealt, strict=True)]
+        what = (self.column, self.dimension, options)
+        calls = [w.load.remote(share, *what) for w, share in zip(self.workers, dealt, strict=True)]
         held = self._gather(calls)
         # A worker whose rows were all left out has no part in the fit: cuML seeds on rank 0's rows.
         idle = [w for w, (rows, _) in zip(self.workers, held, strict=True) if not rows]
@@ -202,7 +214,7 @@ class KMeansGroup:
                 for rank, w in enumerate(self.workers)
             ]
         )
-        fitted: Fit = self._all("fit", self.dimension, options)[0]
+        fitted: Fit = self._all("fit", self.dimension, options, state)[0]
         return fitted
 
     def _all(self, method: str, *args: Any) -> list[Any]:

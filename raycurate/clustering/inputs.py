@@ -27,7 +27,7 @@ from raycurate.data.documents.segments import Kind, kind_of
 from raycurate.models.contract import EmbeddingContract, contract_from_schema
 
 if TYPE_CHECKING:
-    from raycurate.stages.kmeans.config import VectorsOptions
+    from raycurate.clustering.options import VectorsOptions
 
 _SAMPLED_FILES = 8  # whose first vectors say the dimension, where no type does
 

@@ -1,15 +1,18 @@
-"""What a fit needs to know, under the names that RAFT's and NeMo Curator's users know."""
+"""The options of vectors and of a fit to them, under the names that RAFT's and NeMo Curator's users know."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from raycurate.core.errors import ConfigError
+from pydantic import Field, field_validator
+
+from raycurate.core.config import StageConfig, option
 from raycurate.core.hashing import hex_digest
 
 if TYPE_CHECKING:
     import numpy as np
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class Array:
@@ -39,61 +42,80 @@ class Array:
         return core_schema.no_info_plain_validator_function(checked, serialization=shown)
 
 
-@dataclass(frozen=True)
-class FitOptions:
-    """Options of a fit, as a worker gets them.
+class VectorsOptions(StageConfig):
+    """Where embeddings are and what their columns are called."""
 
-    init: `k-means||`, `random`, or centroids, float32 [n_clusters, dim].
-    n_init: fits with different seeds, of which the one with the least inertia is kept.
-    fit_data_fraction: share of the rows, drawn one by one, that the centroids are fitted to.
-    warm_start_fraction: share of those rows, drawn likewise, that is fitted first; its centroids are the first ones
-        of the fit to all. Engine `torch` only.
-    checkpoint_every: iterations between two saves of the centroids to `state`, a folder or URI. A state is of one
-        engine: do not let another go on from it.
-    engine: `torch` (CPU or CUDA) or `raft` (cuML, CUDA).
-    device_memory_fraction: share of the GPU's free memory that `raft` may fill with vectors; when a worker's do not
-        fit, all workers' stay in host memory and are streamed in buffers of that share.
-    """
+    input: str | list[str] = option(..., "Folder, file or glob of embeddings, or a list of them.", place="input")
+    input_filetype: Literal["parquet", "jsonl"] = option("parquet", "What the embeddings are stored as.")
+    id_field: str = option("id", "Column that holds the id.")
+    embedding_field: str = option("embeddings", "Column that holds the vector.")
+    metadata_fields: list[str] = option([], "Further columns to pass through.")
+    embedding_dim: int | None = option(None, "Dimension of the vectors; the files' own by default.", gt=0)
 
-    n_clusters: int
-    max_iter: int = 300
-    tol: float = 1e-4
-    random_state: int = 42
-    init: str | np.ndarray = "k-means||"
-    n_init: int = 1
-    oversampling_factor: float = 2.0
-    max_samples_per_batch: int = 32768
-    fit_data_fraction: float | None = None
-    checkpoint_every: int = 10
-    device: Literal["cpu", "cuda"] = "cpu"
-    embedding_field: str = "embeddings"
-    state: str | None = None
-    engine: Literal["torch", "raft"] = "torch"
-    device_memory_fraction: float = 0.6
-    warm_start_fraction: float | None = None
 
-    def __post_init__(self) -> None:
-        if self.warm_start_fraction is not None and not 0 < self.warm_start_fraction <= 1:
-            raise ConfigError(
-                f"{self.warm_start_fraction} is no share of the rows",
-                where="warm_start_fraction",
-                fix="Set it above 0 and to 1 at most, or leave it out",
-            )
-        if not 0 < self.device_memory_fraction <= 1:
-            raise ConfigError(
-                f"{self.device_memory_fraction} is no share of the GPU's memory",
-                where="device_memory_fraction",
-                fix="Set it above 0 and to 1 at most",
-            )
-        if self.engine == "raft" and self.warm_start_fraction is not None:
-            raise ConfigError(
-                "the engine 'raft' has no warm start",
-                where="warm_start_fraction",
-                fix="Leave it out, or set engine=torch",
-            )
-        if self.engine == "raft" and self.oversampling_factor <= 0:
-            raise ConfigError(
-                f"the engine 'raft' cannot oversample by {self.oversampling_factor}",
-                where="oversampling_factor",
-                fix="Set it above 0",
-            )
+class FitOptions(StageConfig):
+    """How centroids are fitted to vectors."""
+
+    n_clusters: Annotated[int, Field(gt=0)] | Literal["auto"] = option(
+        "auto", "Clusters; auto is about the square root of the number of rows."
+    )
+    max_iter: int = option(300, "Most iterations of Lloyd's algorithm.", gt=0)
+    tol: float = option(
+        1e-4, "Stop once the centroids move less than this in all (sum of squares), or inertia falls by less.", ge=0
+    )
+    random_state: int = option(42, "Seed.", ge=0)
+    init: str | Array = option(
+        "k-means||",
+        "First centroids: k-means||, random, or a .npy file (in Python an array too) with [n_clusters, dim].",
+        place="model",
+    )
+    n_init: int = option(1, "Fits from different first centroids; the one with the least inertia is kept.", gt=0)
+    oversampling_factor: float = option(2.0, "Candidates k-means|| draws in a round, in units of n_clusters.", gt=0)
+    max_samples_per_batch: int = option(32768, "Rows a device works on at once.", operational=True, gt=0)
+    fit_data_fraction: Fraction | None = option(None, "Share of the rows, drawn one by one, to fit to; all by default.")
+    warm_start_fraction: Fraction | None = option(
+        None, "Fit to this share of the rows first and go on from there on all of them (torch engine)."
+    )
+    engine: Literal["auto", "torch", "raft"] = option(
+        "auto", "What fits: raft (cuML on GPUs) or torch; auto is raft where there are GPUs and RAPIDS is installed."
+    )
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", "Where to compute; auto is CUDA where there are GPUs.", operational=True
+    )
+    device_memory_fraction: Fraction = option(
+        0.6, "Share of a GPU's free memory for the vectors; what is larger stays on the host.", operational=True
+    )
+    checkpoint_every: int = option(10, "Iterations between two saves of the centroids.", operational=True, gt=0)
+
+    @field_validator("init")
+    @classmethod
+    def _known_init(cls, value: str | Array) -> str | Array:
+        if isinstance(value, Array) or value in ("k-means||", "random") or value.endswith(".npy"):
+            return value
+        if value == "scalable-k-means++":  # RAFT's other name of it
+            return "k-means||"
+        raise ValueError("write k-means||, random or the path of a .npy file")
+
+    @property
+    def k(self) -> int:
+        """Clusters, once `auto` is settled."""
+        assert self.n_clusters != "auto", "n_clusters=auto is settled where the rows are counted"
+        return self.n_clusters
+
+    def settled(self, *, cuda: bool) -> Self:
+        """The same with the engine and the device filled in, for workers with a GPU each or without one."""
+        return self.model_copy(update={"engine": self.engine_on(cuda=cuda)[0], "device": "cuda" if cuda else "cpu"})
+
+    def engine_on(self, *, cuda: bool) -> tuple[Literal["torch", "raft"], str]:
+        """The engine for workers with a GPU each or without one, and why it is this one."""
+        from importlib.util import find_spec
+
+        if self.engine != "auto":
+            return self.engine, "asked for"
+        if not cuda:
+            return "torch", "auto: no GPU"
+        if self.warm_start_fraction is not None:
+            return "torch", "auto: raft has no warm start"
+        if find_spec("cuml") and find_spec("raft_dask"):
+            return "raft", "auto: GPUs, and RAPIDS is installed"
+        return "torch", "auto: GPUs, but RAPIDS is not installed"

@@ -15,7 +15,9 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ import torch
 
 from raycurate.clustering.collective import Alone, Collective
 from raycurate.clustering.lloyd import Iteration
-from raycurate.clustering.options import FitOptions
+from raycurate.clustering.options import Array, FitOptions
 from raycurate.clustering.points import Points
 from raycurate.clustering.saved_centroids import Best, Saved
 from raycurate.clustering.torch_engine import (
@@ -98,8 +100,8 @@ class RaftEngine:
                 fix="Look at NCCL's log (NCCL_DEBUG=INFO in the workers' environment), or set engine=torch",
             )
 
-    def fit(self, points: Points, options: FitOptions, progress: Progress) -> Fit:
-        return fit(points, options, self._group, self._rapids, self._handle, progress=progress)
+    def fit(self, points: Points, options: FitOptions, state: str | None, progress: Progress) -> Fit:
+        return fit(points, options, self._group, self._rapids, self._handle, state=state, progress=progress)
 
     def leave(self, *, failed: bool) -> None:
         """Destroy the communicator, which waits for the others, or abort it when they may be gone."""
@@ -120,6 +122,7 @@ def fit(
     rapids: Rapids,
     handle: Any,
     *,
+    state: str | None = None,
     progress: Progress | None = None,
 ) -> Fit:
     """Fit on every rank's points together; every rank gets the same result, rank 0 saves.
@@ -136,17 +139,18 @@ def fit(
         log.info("kmeans: the vectors are %s", where)
     slices = Slices(rapids, handle, group, parts, arguments_of(options, buffered))
 
-    def trial(number: int, state: Saved | None, best: Best) -> Best:
-        return run_slices(slices, points.dim, options, trial=number, state=state, best=best, progress=progress)
+    def trial(number: int, saved: Saved | None, best: Best) -> Best:
+        tell = partial(note, options=options, group=group, state=state, trial=number, best=best, progress=progress)
+        return run_slices(slices, points.dim, options, trial=number, saved=saved, tell=tell)
 
-    best, resumed_from = best_trial(trial, options, points.dim)
+    best, resumed_from = best_trial(trial, options, points.dim, state)
     return Fit(best.centroids, best.inertia, best.iterations, rows, resumed_from, time.perf_counter() - began)
 
 
 def arguments_of(options: FitOptions, buffered: int) -> dict[str, Any]:
     """KMeansMG's arguments for all slices; trials are ours, so `n_init` is 1."""
     return {
-        "n_clusters": options.n_clusters,
+        "n_clusters": options.k,
         "tol": options.tol,
         "n_init": 1,
         "oversampling_factor": options.oversampling_factor,
@@ -219,9 +223,8 @@ def run_slices(
     options: FitOptions,
     *,
     trial: int,
-    state: Saved | None,
-    best: Best,
-    progress: Progress | None,
+    saved: Saved | None,
+    tell: Callable[[Iteration], None],
 ) -> Best:
     """One trial: slices of `checkpoint_every` iterations until one is cut short or `max_iter` is reached.
 
@@ -229,12 +232,12 @@ def run_slices(
     applied from slice to slice; both then hold for each iteration between.
     """
     group = slices.group
-    number, inertia = (state.iteration, state.inertia) if state else (0, math.nan)
-    centroids = state.centroids if state else None
+    number, inertia = (saved.iteration, saved.inertia) if saved else (0, math.nan)
+    centroids = saved.centroids if saved else None
     init: Any = centroids
     if init is None:
         given = options.init
-        init = _INITS[given] if isinstance(given, str) else given_centroids(given, options, dim)
+        init = given_centroids(given.values, options, dim) if isinstance(given, Array) else _INITS[given]
     while number < options.max_iter:
         asked = min(options.checkpoint_every, options.max_iter - number)
         moved, ran, now = slices.run(init, options.random_state + trial, asked)
@@ -242,8 +245,7 @@ def run_slices(
         settled = ran < asked or shift < options.tol or (inertia > 0 and now / inertia > 1 - options.tol)
         stopped = bool(group.sum(torch.tensor([int(settled)])))  # all stop when one does
         number, centroids, inertia, init = number + ran, moved, now, moved
-        done = Iteration(number, torch.from_numpy(centroids), inertia, shift, stopped)
-        note(done, options=options, group=group, trial=trial, best=best, progress=progress)
+        tell(Iteration(number, torch.from_numpy(centroids), inertia, shift, stopped))
         if stopped:
             break
     assert centroids is not None  # max_iter is 1 at least

@@ -21,7 +21,7 @@ from torch import Tensor
 from raycurate.clustering.collective import Alone, Collective, TorchGroup
 from raycurate.clustering.lloyd import Iteration, Labelled, lloyd
 from raycurate.clustering.nearest import Centroids, first_dtype, nearest
-from raycurate.clustering.options import FitOptions
+from raycurate.clustering.options import Array, FitOptions
 from raycurate.clustering.points import Points, uniform
 from raycurate.clustering.saved_centroids import Best, Saved, load, save
 from raycurate.clustering.seeding import random_rows, scalable_kmeans
@@ -68,8 +68,8 @@ class TorchEngine:
         self._group = meet(meeting.address, rank, size, backend=backend, timeout_s=timeout_s)
         see_that_labels_are_right(torch.device(device))
 
-    def fit(self, points: Points, options: FitOptions, progress: Progress) -> Fit:
-        return fit(points, options, self._group, progress=progress)
+    def fit(self, points: Points, options: FitOptions, state: str | None, progress: Progress) -> Fit:
+        return fit(points, options, self._group, state=state, progress=progress)
 
     def leave(self, *, failed: bool) -> None:
         part(self._group, failed=failed)
@@ -156,8 +156,18 @@ def part(group: Collective, *, failed: bool) -> None:
         torch.distributed.destroy_process_group()
 
 
-def fit(points: Points, options: FitOptions, group: Collective, *, progress: Progress | None = None) -> Fit:
+def fit(
+    points: Points,
+    options: FitOptions,
+    group: Collective,
+    *,
+    state: str | None = None,
+    progress: Progress | None = None,
+) -> Fit:
     """Fit on every rank's points together; every rank gets the same result, rank 0 saves.
+
+    Args:
+        state: folder or URI where the centroids are saved as it goes, and found again. A state is of one engine.
 
     Raises:
         InputError: fewer rows than clusters, or first centroids of another shape.
@@ -165,16 +175,16 @@ def fit(points: Points, options: FitOptions, group: Collective, *, progress: Pro
     began = time.perf_counter()
     rows = count_rows(points, options, group)
     rough = bfloat16_is_faster(points.device)
-    first_pass = dtype_name(first_dtype(options.n_clusters, rough=rough))
+    first_pass = dtype_name(first_dtype(options.k, rough=rough))
     if group.rank == 0:
         log.info("kmeans: first pass in %s on %s", first_pass, points.device)
     seconds_seed = 0.0
-    labelled = Labelled(points, options.n_clusters, rough=rough)
+    labelled = Labelled(points, options.k, rough=rough)
 
-    def trial(number: int, state: Saved | None, best: Best) -> Best:
+    def trial(number: int, saved: Saved | None, best: Best) -> Best:
         nonlocal seconds_seed
-        if state is not None:
-            first = torch.from_numpy(state.centroids).to(points.device)
+        if saved is not None:
+            first = torch.from_numpy(saved.centroids).to(points.device)
         else:
             seeding = time.perf_counter()
             first = _first(points, options, group, number, rough)
@@ -185,21 +195,23 @@ def fit(points: Points, options: FitOptions, group: Collective, *, progress: Pro
             group,
             max_iter=options.max_iter,
             tol=options.tol,
-            start=state.iteration if state else 0,
-            last_inertia=state.inertia if state else math.nan,
-            on_iteration=partial(note, options=options, group=group, trial=number, best=best, progress=progress),
+            start=saved.iteration if saved else 0,
+            last_inertia=saved.inertia if saved else math.nan,
+            on_iteration=partial(
+                note, options=options, group=group, state=state, trial=number, best=best, progress=progress
+            ),
         )
         _, _, inertia = labelled.move_to(done.centroids, group)
         return Best(done.centroids.cpu().numpy(), inertia, done.number)
 
-    best, resumed_from = best_trial(trial, options, points.dim)
+    best, resumed_from = best_trial(trial, options, points.dim, state)
     seconds = time.perf_counter() - began
     return Fit(best.centroids, best.inertia, best.iterations, rows, resumed_from, seconds, seconds_seed, first_pass)
 
 
 def count_rows(points: Points, options: FitOptions, group: Collective) -> int:
     """The rows of all ranks; raises InputError on each when they are fewer than the clusters."""
-    k = options.n_clusters
+    k = options.k
     rows = int(group.sum(torch.tensor([len(points)])))
     if rows < k:
         raise InputError(
@@ -211,39 +223,46 @@ def count_rows(points: Points, options: FitOptions, group: Collective) -> int:
     return rows
 
 
-def best_trial(trial: Callable[[int, Saved | None, Best], Best], options: FitOptions, dim: int) -> tuple[Best, int]:
-    """The best of `n_init` trials, and the iteration a saved state began at.
+def best_trial(
+    trial: Callable[[int, Saved | None, Best], Best], options: FitOptions, dim: int, state: str | None
+) -> tuple[Best, int]:
+    """The best of `n_init` trials, and the iteration that what is saved in `state` began at.
 
     `trial` gets its number, the state to go on from in the first one after a loss, and the best trial before it.
     """
-    state = load(options.state, k=options.n_clusters, dim=dim)
-    resumed_from = state.iteration if state else 0
-    best = state.best if state else Best(np.empty((0, dim), np.float32), math.inf, 0)
-    for number in range(state.trial if state else 0, options.n_init):
-        found = trial(number, state, best)
-        state = None
+    saved = load(state, k=options.k, dim=dim)
+    resumed_from = saved.iteration if saved else 0
+    best = saved.best if saved else Best(np.empty((0, dim), np.float32), math.inf, 0)
+    for number in range(saved.trial if saved else 0, options.n_init):
+        found = trial(number, saved, best)
+        saved = None
         if found.inertia < best.inertia:
             best = found
     return best, resumed_from
 
 
 def note(
-    done: Iteration, *, options: FitOptions, group: Collective, trial: int, best: Best, progress: Progress | None
+    done: Iteration,
+    *,
+    options: FitOptions,
+    group: Collective,
+    state: str | None,
+    trial: int,
+    best: Best,
+    progress: Progress | None,
 ) -> None:
     """After an iteration: tell, and save when it is due."""
     if progress is not None:
         progress(done)
     due = done.number % options.checkpoint_every == 0 or done.stopped
-    if options.state is not None and group.rank == 0 and due:
-        save(options.state, Saved(trial, done.number, done.inertia, done.centroids.cpu().numpy(), best))
+    if state is not None and group.rank == 0 and due:
+        save(state, Saved(trial, done.number, done.inertia, done.centroids.cpu().numpy(), best))
 
 
 def given_centroids(given: np.ndarray, options: FitOptions, dim: int) -> np.ndarray:
     """First centroids that were given, float32 [k, dim]; raises InputError when they have another shape."""
-    if given.shape != (options.n_clusters, dim):
-        raise InputError(
-            f"the first centroids are {list(given.shape)}, wanted are [{options.n_clusters}, {dim}]", where="init"
-        )
+    if given.shape != (options.k, dim):
+        raise InputError(f"the first centroids are {list(given.shape)}, wanted are [{options.k}, {dim}]", where="init")
     return given.astype(np.float32)
 
 
@@ -256,14 +275,14 @@ def _first(points: Points, options: FitOptions, group: Collective, trial: int, r
         return _seed(points, options, group, trial, rough)
     sample = drawn_share(points, options.warm_start_fraction, options.random_state)
     rows = int(group.sum(torch.tensor([len(sample)])))
-    if rows < options.n_clusters:
+    if rows < options.k:
         raise InputError(
-            f"the {rows:,} rows it draws cannot make {options.n_clusters:,} clusters",
+            f"the {rows:,} rows it draws cannot make {options.k:,} clusters",
             where="warm_start_fraction",
             fix="Set it higher, or leave it out",
         )
     seeds = _seed(sample, options, group, trial, rough)
-    labelled = Labelled(sample, options.n_clusters, rough=rough)
+    labelled = Labelled(sample, options.k, rough=rough)
     done = lloyd(labelled, seeds, group, max_iter=options.max_iter, tol=options.tol)
     if group.rank == 0:
         log.info("kmeans: warm start on %s rows, %d iterations, inertia %.6g", f"{rows:,}", done.number, done.inertia)
@@ -279,9 +298,9 @@ def drawn_share(points: Points, fraction: float, seed: int) -> Points:
 
 
 def _seed(points: Points, options: FitOptions, group: Collective, trial: int, rough: bool) -> Tensor:
-    seed, k = options.random_state + trial, options.n_clusters
-    if not isinstance(options.init, str):
-        return torch.from_numpy(given_centroids(options.init, options, points.dim)).to(points.device)
+    seed, k = options.random_state + trial, options.k
+    if isinstance(options.init, Array):
+        return torch.from_numpy(given_centroids(options.init.values, options, points.dim)).to(points.device)
     if options.init == "k-means||":
         return scalable_kmeans(points, k, group, seed=seed, oversampling=options.oversampling_factor, rough=rough)
     return random_rows(points, k, group, seed=seed)

@@ -51,8 +51,8 @@ class Engine(Protocol):
         """Raises RaycurateError when the self-test fails, CollectiveError when the members do not meet."""
         ...
 
-    def fit(self, points: Points, options: FitOptions, progress: Callable[[Iteration], None]) -> Fit:
-        """The same result on every rank; raises InputError, or CollectiveError."""
+    def fit(self, points: Points, options: FitOptions, state: str | None, progress: Callable[[Iteration], None]) -> Fit:
+        """The same result on every rank, saved in `state` as it goes; raises InputError, or CollectiveError."""
         ...
 
     def leave(self, *, failed: bool) -> None:
@@ -107,8 +107,8 @@ class KMeansWorker:
         check_environment(versions, "kmeans worker")
         self.engine = engine_named(engine)
 
-    def load(self, pieces: list[Piece], dimension: int, options: FitOptions) -> tuple[int, int]:
-        """Read this worker's pieces; returns how many vectors it holds and how many it left out.
+    def load(self, pieces: list[Piece], column: str, dimension: int, options: FitOptions) -> tuple[int, int]:
+        """Read the vectors of this worker's pieces; returns how many vectors it holds and how many it left out.
 
         Pieces are joined to parts of at most a batch, for a matrix product over many rows is the faster one.
         """
@@ -117,7 +117,7 @@ class KMeansWorker:
         rejected = 0
         waiting: list[np.ndarray] = []
         for piece in pieces:
-            found = read_piece(piece, embedding_field=options.embedding_field, dimension=dimension)
+            found = read_piece(piece, embedding_field=column, dimension=dimension)
             rejected += len(found.rejects)
             numbers = piece.number + found.index_N
             rows = found.rows_ND
@@ -144,7 +144,7 @@ class KMeansWorker:
         with self._leaving_when_it_fails():
             self.engine.join(meeting, rank, size, device=device, timeout_s=timeout_s)
 
-    def fit(self, dimension: int, options: FitOptions) -> Fit:
+    def fit(self, dimension: int, options: FitOptions, state: str | None = None) -> Fit:
         """The whole fit, after which this worker has left; the same result on every rank."""
         import torch
 
@@ -158,7 +158,7 @@ class KMeansWorker:
         if self.rank == 0:
             self._progress = Progress(f"kmeans (at most {options.max_iter})", unit="iteration")
         with self._leaving_when_it_fails():
-            fitted = self.engine.fit(points, options, lambda done: self._tell(done, options.engine))
+            fitted = self.engine.fit(points, options, state, lambda done: self._tell(done, options.engine))
         if self._progress is not None:
             self._progress.close()
         self.engine.leave(failed=False)

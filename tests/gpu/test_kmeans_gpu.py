@@ -63,15 +63,17 @@ def on_cpu(pieces: list[Piece], first: str) -> Callable[[str], Fit]:
 
     def fitted(init: str = first) -> Fit:
         if init not in made:
-            made[init] = KMeansGroup(GroupPlan(1, cpus=0.5), pieces, DIM).fit(FitOptions(K, init=of(init), tol=1e-6))
+            made[init] = KMeansGroup(GroupPlan(1, cpus=0.5), pieces, "embeddings", DIM).fit(
+                FitOptions(n_clusters=K, init=of(init), tol=1e-6)
+            )
         return made[init]
 
     return fitted
 
 
-def on_gpus(pieces: list[Piece], size: int, options: FitOptions) -> Fit:
-    group = KMeansGroup(GroupPlan(size, cpus=0.5, gpus=1.0, start_s=60, max_failures=0), pieces, DIM)
-    return group.fit(options)
+def on_gpus(pieces: list[Piece], size: int, options: FitOptions, state: str | None = None) -> Fit:
+    group = KMeansGroup(GroupPlan(size, cpus=0.5, gpus=1.0, start_s=60, max_failures=0), pieces, "embeddings", DIM)
+    return group.fit(options, state)
 
 
 def needs_rapids() -> None:
@@ -83,7 +85,7 @@ def needs_rapids() -> None:
 @pytest.mark.parametrize("init", ["k-means||", "random"])
 def test_torch_on_cuda_is_torch_on_the_cpu(pieces, on_cpu, size, init):
     expected = on_cpu(init)
-    found = on_gpus(pieces, size, FitOptions(K, init=of(init), tol=1e-6))
+    found = on_gpus(pieces, size, FitOptions(n_clusters=K, init=of(init), tol=1e-6, engine="torch"))
     np.testing.assert_allclose(found.centroids, expected.centroids, atol=1e-3)
     assert found.inertia == pytest.approx(expected.inertia, rel=1e-4) and found.rows == ROWS
 
@@ -93,7 +95,7 @@ def test_torch_on_cuda_is_torch_on_the_cpu(pieces, on_cpu, size, init):
 def test_raft_from_given_centroids_is_torch_on_the_cpu(pieces, first, on_cpu, size, fraction):
     """With a share of a millionth of the memory no worker's vectors fit: they are streamed from the host."""
     needs_rapids()
-    options = FitOptions(K, init=of(first), tol=1e-6, engine="raft", device_memory_fraction=fraction)
+    options = FitOptions(n_clusters=K, init=of(first), tol=1e-6, engine="raft", device_memory_fraction=fraction)
     found, expected = on_gpus(pieces, size, options), on_cpu(first)
     np.testing.assert_allclose(found.centroids, expected.centroids, atol=2e-3)
     assert found.inertia == pytest.approx(expected.inertia, rel=1e-3) and found.rows == ROWS
@@ -103,16 +105,16 @@ def test_raft_from_given_centroids_is_torch_on_the_cpu(pieces, first, on_cpu, si
 @pytest.mark.parametrize("init", ["k-means||", "random"])
 def test_raft_seeds_about_as_well_as_torch(pieces, on_cpu, size, init):
     needs_rapids()
-    found = on_gpus(pieces, size, FitOptions(K, init=init, tol=1e-6, n_init=2, engine="raft"))
+    found = on_gpus(pieces, size, FitOptions(n_clusters=K, init=init, tol=1e-6, n_init=2, engine="raft"))
     assert found.inertia == pytest.approx(on_cpu("k-means||").inertia, rel=0.03)
 
 
 def test_raft_goes_on_from_saved_centroids(pieces, first, tmp_path):
     needs_rapids()
-    options = {"init": first, "tol": 1e-9, "engine": "raft", "checkpoint_every": 3}
-    whole = on_gpus(pieces, 1, FitOptions(K, max_iter=12, **options))
-    on_gpus(pieces, 1, FitOptions(K, max_iter=6, state=str(tmp_path), **options))
-    resumed = on_gpus(pieces, 1, FitOptions(K, max_iter=12, state=str(tmp_path), **options))
+    options = {"init": of(first), "tol": 1e-9, "engine": "raft", "checkpoint_every": 3}
+    whole = on_gpus(pieces, 1, FitOptions(n_clusters=K, max_iter=12, **options))
+    on_gpus(pieces, 1, FitOptions(n_clusters=K, max_iter=6, **options), str(tmp_path))
+    resumed = on_gpus(pieces, 1, FitOptions(n_clusters=K, max_iter=12, **options), str(tmp_path))
     assert resumed.resumed_from == 6
     np.testing.assert_allclose(resumed.centroids, whole.centroids, atol=1e-4)
 
@@ -125,7 +127,9 @@ def test_vectors_larger_than_their_share_stay_on_the_host():
     from raycurate.clustering.raft_engine import place
 
     for fraction, kind in ((0.5, cupy.ndarray), (1e-6, np.ndarray)):
-        parts, buffered = place(points_of(rows()), FitOptions(K, device_memory_fraction=fraction), Alone(), cupy)
+        parts, buffered = place(
+            points_of(rows()), FitOptions(n_clusters=K, device_memory_fraction=fraction), Alone(), cupy
+        )
         assert isinstance(parts[0], kind) and (buffered == 0) == (kind is cupy.ndarray)
 
 

@@ -52,7 +52,8 @@ def alone(pieces: list[Piece], options: FitOptions) -> Fit:
     """The fit of one worker, in this process."""
     worker = KMeansWorker(threads=0)
     worker.check(environment_versions(), "torch")
-    worker.load(pieces, 16, options)
+    options = options.settled(cuda=False)
+    worker.load(pieces, "embeddings", 16, options)
     return worker.fit(16, options)
 
 
@@ -62,8 +63,8 @@ def alone(pieces: list[Piece], options: FitOptions) -> Fit:
 )
 def test_two_workers_give_what_one_gives(tmp_path: Path, fractions: dict[str, float]) -> None:
     pieces = vectors(tmp_path)
-    options = FitOptions(20, max_iter=30, **fractions)
-    one, two = alone(pieces, options), KMeansGroup(plan(2), pieces, 16).fit(options)
+    options = FitOptions(n_clusters=20, max_iter=30, **fractions)
+    one, two = alone(pieces, options), KMeansGroup(plan(2), pieces, "embeddings", 16).fit(options)
     np.testing.assert_allclose(two.centroids, one.centroids, atol=1e-5)
     assert (two.iterations, two.rows) == (one.iterations, one.rows)
     assert two.rows == 4000 or (fractions and 1800 < two.rows < 2200)
@@ -78,9 +79,9 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path: Path) 
     (tmp_path / "in").mkdir()
     pieces = vectors(tmp_path / "in", rows=20_000, k=100, group=5000)
     state = str(tmp_path / "state")
-    options = FitOptions(100, max_iter=60, tol=0.0, checkpoint_every=1, init="random")
+    options = FitOptions(n_clusters=100, max_iter=60, tol=0.0, checkpoint_every=1, init="random")
     undisturbed = alone(pieces, options)
-    group = KMeansGroup(plan(2), pieces, 16)
+    group = KMeansGroup(plan(2), pieces, "embeddings", 16)
 
     def disturb() -> None:
         while (saved := load(state, k=100, dim=16)) is None or saved.iteration < 5:
@@ -89,7 +90,7 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path: Path) 
 
     killer = threading.Thread(target=disturb, daemon=True)
     killer.start()
-    disturbed = group.fit(FitOptions(**{**vars(options), "state": state}))
+    disturbed = group.fit(options, state)
     killer.join(PATIENCE_S)
     assert group.failures == 1 and 5 <= disturbed.resumed_from < 60
     assert disturbed.iterations == undisturbed.iterations == 60
@@ -99,9 +100,9 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path: Path) 
 
 @on_ray
 def test_workers_that_do_not_meet_in_time_are_tried_again_and_then_named(tmp_path: Path) -> None:
-    group = KMeansGroup(plan(2, timeout_s=0.001, max_failures=1), vectors(tmp_path), 16)
+    group = KMeansGroup(plan(2, timeout_s=0.001, max_failures=1), vectors(tmp_path), "embeddings", 16)
     with pytest.raises(RaycurateError, match=r"failed 2 times: a collective failed with all workers alive") as error:
-        group.fit(FitOptions(20))
+        group.fit(FitOptions(n_clusters=20))
     assert group.failures == 2 and "collective_timeout_s" in str(error.value)
     assert not group.workers
 
@@ -112,25 +113,25 @@ def test_a_worker_whose_rows_are_all_left_out_has_no_part(tmp_path: Path) -> Non
     broken = np.random.default_rng(0).normal(size=(6000, 16))
     broken[:, 0] = np.nan
     write(tmp_path / "1.parquet", broken, group=300)
-    group = KMeansGroup(plan(2), pieces_in(tmp_path), 16)
+    group = KMeansGroup(plan(2), pieces_in(tmp_path), "embeddings", 16)
     assert [{piece.path for piece in share} for share in group._deal()][1] == {str(tmp_path / "1.parquet")}
-    assert group.fit(FitOptions(20, max_iter=3)).rows == 4000
+    assert group.fit(FitOptions(n_clusters=20, max_iter=3)).rows == 4000
 
 
 @on_ray
 def test_more_clusters_than_vectors_is_an_error_of_the_user(tmp_path: Path) -> None:
     pieces = vectors(tmp_path, rows=40)
-    group = KMeansGroup(plan(2), pieces, 16)
+    group = KMeansGroup(plan(2), pieces, "embeddings", 16)
     with pytest.raises(InputError, match="40 usable vectors cannot make 50 clusters"):
-        group.fit(FitOptions(50))
+        group.fit(FitOptions(n_clusters=50))
     assert group.failures == 0 and not group.workers
 
 
 @on_ray
 def test_a_group_without_a_place_says_so(tmp_path: Path) -> None:
-    group = KMeansGroup(plan(2, cpus=50.0, start_s=0.5), vectors(tmp_path), 16)
+    group = KMeansGroup(plan(2, cpus=50.0, start_s=0.5), vectors(tmp_path), "embeddings", 16)
     with pytest.raises(CapacityError, match=r"no place was found in 0 s for 2 workers of \{'CPU': 50"):
-        group.fit(FitOptions(20))
+        group.fit(FitOptions(n_clusters=20))
 
 
 def test_kernels_that_label_wrongly_are_found_before_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,14 +154,22 @@ def test_sums_that_are_wrong_are_found_when_the_workers_meet(monkeypatch: pytest
 
 def test_no_more_workers_than_shares(tmp_path: Path) -> None:
     pieces = vectors(tmp_path, files=3, group=4000)
-    dealt = KMeansGroup(plan(8), pieces, 16)._deal()
+    dealt = KMeansGroup(plan(8), pieces, "embeddings", 16)._deal()
     assert dealt == [[piece] for piece in pieces]
-    assert KMeansGroup(plan(8), [], 16)._deal() == [[]]
+    assert KMeansGroup(plan(8), [], "embeddings", 16)._deal() == [[]]
 
 
 def test_raft_without_gpus_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs a GPU"):
-        KMeansGroup(plan(1), [], 16).fit(FitOptions(2, engine="raft"))
+        KMeansGroup(plan(1), [], "embeddings", 16).fit(FitOptions(n_clusters=2, engine="raft"))
+
+
+def test_raft_with_a_warm_start_is_refused() -> None:
+    with pytest.raises(ConfigError, match="has no warm start") as error:
+        KMeansGroup(plan(1, gpus=1.0), [], "embeddings", 16).fit(
+            FitOptions(n_clusters=5, engine="raft", warm_start_fraction=0.1)
+        )
+    assert error.value.where == "warm_start_fraction"
 
 
 def test_after_a_loss_the_size_is_what_the_nodes_hold() -> None:

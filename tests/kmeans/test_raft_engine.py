@@ -148,8 +148,9 @@ def rapids(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return state
 
 
-def fit(points: Points, options: FitOptions, group: Any = None) -> torch_engine.Fit:
-    return raft_engine.fit(points, options, group or Alone(), raft_engine.Rapids.installed(), "handle")
+def fit(points: Points, options: FitOptions, group: Any = None, state: str | None = None) -> torch_engine.Fit:
+    rapids = raft_engine.Rapids.installed()
+    return raft_engine.fit(points, options, group or Alone(), rapids, "handle", state=state)
 
 
 def data(k: int = 12) -> np.ndarray:
@@ -164,7 +165,7 @@ def first() -> np.ndarray:
 
 @pytest.mark.usefixtures("rapids")
 def test_slices_come_to_the_torch_engines_centroids(first: np.ndarray) -> None:
-    options = FitOptions(12, init=first, tol=1e-9, checkpoint_every=4)
+    options = FitOptions(n_clusters=12, init=first, tol=1e-9, checkpoint_every=4)
     ours = fit(points_of(data(), parts=3), options)
     theirs = torch_engine.fit(points_of(data()), options, Alone())
     np.testing.assert_allclose(ours.centroids, theirs.centroids, atol=1e-4)
@@ -176,9 +177,9 @@ def test_slices_come_to_the_torch_engines_centroids(first: np.ndarray) -> None:
 @pytest.mark.usefixtures("rapids")
 @pytest.mark.parametrize("every", [1, 7, 100])
 def test_slices_stop_by_the_rules_and_at_max_iter(first: np.ndarray, every: int) -> None:
-    whole = fit(points_of(data()), FitOptions(12, init=first, tol=1e-3, checkpoint_every=every))
+    whole = fit(points_of(data()), FitOptions(n_clusters=12, init=first, tol=1e-3, checkpoint_every=every))
     assert 5 < whole.iterations < 100
-    short = fit(points_of(data()), FitOptions(12, init=first, tol=1e-3, checkpoint_every=every, max_iter=5))
+    short = fit(points_of(data()), FitOptions(n_clusters=12, init=first, tol=1e-3, checkpoint_every=every, max_iter=5))
     assert short.iterations == 5 and short.inertia > whole.inertia
     assert KMeansMG.made[-1]["max_iter"] == {1: 1, 7: 5, 100: 5}[every]
 
@@ -186,19 +187,19 @@ def test_slices_stop_by_the_rules_and_at_max_iter(first: np.ndarray, every: int)
 def test_going_on_after_a_failure_is_the_undisturbed_fit(
     rapids: SimpleNamespace, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = FitOptions(12, init=first, tol=1e-6, checkpoint_every=3, state=str(tmp_path))
-    undisturbed = fit(points_of(data()), FitOptions(**{**vars(options), "state": None}))
+    options = FitOptions(n_clusters=12, init=first, tol=1e-6, checkpoint_every=3)
+    undisturbed = fit(points_of(data()), options)
     slices = len(KMeansMG.made)
     assert slices > 3
     KMeansMG.made.clear()
     monkeypatch.setattr(KMeansMG, "broken_at", 2)
     with pytest.raises(CollectiveError, match="NCCL error"):
-        fit(points_of(data()), options)
+        fit(points_of(data()), options, state=str(tmp_path))
     saved = load(str(tmp_path), k=12, dim=8)
     assert saved is not None and saved.iteration == 6
     KMeansMG.made.clear()
     monkeypatch.setattr(KMeansMG, "broken_at", None)
-    resumed = fit(points_of(data()), options)
+    resumed = fit(points_of(data()), options, state=str(tmp_path))
     assert resumed.resumed_from == 6 and len(KMeansMG.made) == slices - 2
     np.testing.assert_array_equal(resumed.centroids, undisturbed.centroids)
     assert (resumed.iterations, resumed.inertia) == (undisturbed.iterations, undisturbed.inertia)
@@ -206,7 +207,7 @@ def test_going_on_after_a_failure_is_the_undisturbed_fit(
 
 @pytest.mark.usefixtures("rapids")
 def test_of_trials_the_best_is_kept_and_each_has_its_seed() -> None:
-    options = FitOptions(12, init="random", n_init=3, random_state=7, tol=1e-6, checkpoint_every=100)
+    options = FitOptions(n_clusters=12, init="random", n_init=3, random_state=7, tol=1e-6, checkpoint_every=100)
     best = fit(points_of(data()), options)
     assert [made["random_state"] for made in KMeansMG.made if isinstance(made["init"], str)] == [7, 8, 9]
     alone = [fit(points_of(data()), FitOptions(**{**vars(options), "n_init": 1, "random_state": s})) for s in (7, 8, 9)]
@@ -219,7 +220,13 @@ def test_of_trials_the_best_is_kept_and_each_has_its_seed() -> None:
 @pytest.mark.usefixtures("rapids")
 def test_options_become_cumls(init: str, theirs: str) -> None:
     options = FitOptions(
-        12, init=init, tol=0.01, max_iter=25, random_state=3, oversampling_factor=4.0, max_samples_per_batch=100
+        n_clusters=12,
+        init=init,
+        tol=0.01,
+        max_iter=25,
+        random_state=3,
+        oversampling_factor=4.0,
+        max_samples_per_batch=100,
     )
     fit(points_of(data()), options)
     made, *later = KMeansMG.made
@@ -241,7 +248,7 @@ def test_options_become_cumls(init: str, theirs: str) -> None:
 
 def test_vectors_are_on_the_device_only_when_every_ranks_fit_there(rapids: SimpleNamespace) -> None:
     cupy = sys.modules["cupy"]
-    options = FitOptions(12, device_memory_fraction=0.5)
+    options = FitOptions(n_clusters=12, device_memory_fraction=0.5)
     parts, buffered = raft_engine.place(points_of(data(), parts=2), options, Alone(), cupy)
     assert buffered == 0 and [type(part) for part in parts] == [OnDevice, OnDevice]
     rapids.free = 2 * 1000 * 8 * 4  # its half has room for 1,000 rows of 8 float32
@@ -256,13 +263,13 @@ def test_vectors_are_on_the_device_only_when_every_ranks_fit_there(rapids: Simpl
 def test_a_rank_with_too_few_rows_stops_all_with_the_same_error() -> None:
     def refused(points: Points, group: Any) -> str:
         with pytest.raises(InputError) as error:
-            fit(points, FitOptions(60, init="random"), group)
+            fit(points, FitOptions(n_clusters=60, init="random"), group)
         return error.value.what
 
     said = on_ranks(data()[:100], 2, refused)  # 25 and 75 rows, 30 centroids are drawn on each
     assert all("workers [0] of 2 hold too few rows" in what for what in said)
     with pytest.raises(InputError, match="10 usable vectors cannot make 12 clusters"):
-        fit(points_of(data()[:10]), FitOptions(12))
+        fit(points_of(data()[:10]), FitOptions(n_clusters=12))
 
 
 def worker_with(rows: np.ndarray) -> KMeansWorker:
@@ -273,7 +280,7 @@ def worker_with(rows: np.ndarray) -> KMeansWorker:
 
 
 def test_a_worker_joins_fits_and_destroys_or_aborts(rapids: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = FitOptions(12, engine="raft")
+    options = FitOptions(n_clusters=12, engine="raft").settled(cuda=False)
     worker = worker_with(data())
     meeting = worker.rendezvous()
     assert meeting.unique_id == b"unique" and meeting.address.startswith("tcp://")
@@ -319,26 +326,24 @@ def test_a_worker_of_other_versions_is_refused() -> None:
 @pytest.mark.parametrize(
     ("wrong", "where"),
     [
-        ({"engine": "raft", "warm_start_fraction": 0.1}, "warm_start_fraction"),
-        ({"engine": "raft", "oversampling_factor": 0.0}, "oversampling_factor"),
+        ({"oversampling_factor": 0.0}, "oversampling_factor"),
         ({"warm_start_fraction": 0.0}, "warm_start_fraction"),
         ({"device_memory_fraction": 1.5}, "device_memory_fraction"),
     ],
 )
 def test_options_that_cannot_be_are_refused(wrong: dict[str, Any], where: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        FitOptions(5, **wrong)
-    assert error.value.where == where
+    with pytest.raises(ConfigError, match=where):
+        FitOptions.parse({"n_clusters": 5, **wrong}, where="kmeans")
 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_warm_start_is_fitted_to_a_share_and_does_not_depend_on_ranks(size: int) -> None:
     """The torch engine's: it ends where the sample's centroids lead to, by the same rules."""
     rows = blobs(3000, 16, 12, 2, spread=0.8)[0]
-    options = FitOptions(12, warm_start_fraction=0.2)
+    options = FitOptions(n_clusters=12, warm_start_fraction=0.2)
     sample = torch_engine.drawn_share(points_of(rows, parts=3), 0.2, options.random_state)
     assert 500 < len(sample) < 700 and np.array_equal(sample.parts[0], rows[sample.numbers])
-    warmed = torch_engine.fit(sample, FitOptions(12), Alone())
+    warmed = torch_engine.fit(sample, FitOptions(n_clusters=12), Alone())
     labelled = torch_engine.Labelled(points_of(rows), 12, rough=False)
     expected = torch_engine.lloyd(labelled, torch.from_numpy(warmed.centroids), Alone(), max_iter=300, tol=1e-4)
     for found in on_ranks(rows, size, lambda points, group: torch_engine.fit(points, options, group)):
@@ -349,4 +354,4 @@ def test_a_warm_start_is_fitted_to_a_share_and_does_not_depend_on_ranks(size: in
 
 def test_a_warm_start_on_too_few_rows_is_refused() -> None:
     with pytest.raises(InputError, match="warm_start_fraction"):
-        torch_engine.fit(points_of(data()), FitOptions(500, warm_start_fraction=0.1), Alone())
+        torch_engine.fit(points_of(data()), FitOptions(n_clusters=500, warm_start_fraction=0.1), Alone())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from raycurate.clustering.centroids import Given
 from raycurate.clustering.inputs import Embeddings
+from raycurate.clustering.options import Array
 from raycurate.core.errors import CapacityError
 from raycurate.ray_runtime.capacity import Capacity, OperatorDemand, PlanReport, asked_gpus, check_plan
 from raycurate.stages.kmeans.config import KMeansConfig
@@ -20,14 +21,12 @@ _HOST_SHARE = 0.6  # of the nodes' memory that the vectors of a fit may take
 class KMeansPlan:
     """How a run is laid out.
 
-    k: clusters. engine: torch or raft. workers: of the group, `cpus`, `gpus` and `threads` each. task_cpus: of a
-    task that reads and assigns on a CPU. assigners: actors that assign, one a GPU; 0 on CPUs. given: centroids that
-    the user gave.
+    config: with clusters, engine, device and first centroids filled in. reason: why this engine. workers: of the group,
+    `cpus`, `gpus` and `threads` each. task_cpus: of a task that reads and assigns on a CPU. assigners: actors that
+    assign, one a GPU; 0 on CPUs. given: centroids that the user gave.
     """
 
     config: KMeansConfig
-    k: int
-    engine: Literal["torch", "raft"]
     reason: str
     workers: int
     cpus: float
@@ -63,7 +62,7 @@ class KMeansPlan:
         if self.config.centroids:
             return f"given centroids ({self.config.centroids})"
         workers = f"{self.workers} worker{'s' if self.workers != 1 else ''}"
-        return f"{self.k:,} clusters; engine {self.engine} ({self.reason}); {workers}, {share} each"
+        return f"{self.config.k:,} clusters; engine {self.config.engine} ({self.reason}); {workers}, {share} each"
 
 
 def make_plan(config: KMeansConfig, inputs: Embeddings, k: int, given: Given, capacity: Capacity) -> KMeansPlan:
@@ -76,7 +75,6 @@ def make_plan(config: KMeansConfig, inputs: Embeddings, k: int, given: Given, ca
     asked = asked_gpus(capacity, config.device, {"actors.num_gpus": config.actors.num_gpus}, where="kmeans")
     automatic = config.device == "cuda" or (config.device == "auto" and gpus_there)
     on_gpu = automatic if asked is None else asked > 0
-    engine, reason = _engine(config, on_gpu)
     if on_gpu:
         gpus = 1.0 if asked is None else asked
         workers = max(1, int((capacity.live.gpu or capacity.largest.gpu) / max(gpus, 0.01)))
@@ -91,21 +89,15 @@ def make_plan(config: KMeansConfig, inputs: Embeddings, k: int, given: Given, ca
         _check_memory(config, inputs, capacity)
     task_cpus = 0.5 if capacity.largest_node.cpu <= 2 else 1.0
     assigners = workers if on_gpu else 0
-    return KMeansPlan(config, k, engine, reason, workers, cpus, gpus, threads, task_cpus, assigners, given)
+    settled = _settled(config, k, given, on_gpu)
+    reason = config.engine_on(cuda=on_gpu)[1]
+    return KMeansPlan(settled, reason, workers, cpus, gpus, threads, task_cpus, assigners, given)
 
 
-def _engine(config: KMeansConfig, on_gpu: bool) -> tuple[Literal["torch", "raft"], str]:
-    from importlib.util import find_spec
-
-    if config.engine != "auto":
-        return config.engine, "asked for"
-    if not on_gpu:
-        return "torch", "auto: no GPU"
-    if config.warm_start_fraction is not None:
-        return "torch", "auto: raft has no warm start"
-    if find_spec("cuml") and find_spec("raft_dask"):
-        return "raft", "auto: GPUs, and RAPIDS is installed"
-    return "torch", "auto: GPUs, but RAPIDS is not installed"
+def _settled(config: KMeansConfig, k: int, given: Given, on_gpu: bool) -> KMeansConfig:
+    """The options with every `auto` of the fit, and the first centroids of a file, filled in."""
+    first = {} if given.first is None else {"init": Array(given.first)}
+    return config.model_copy(update={"n_clusters": k, **first}).settled(cuda=on_gpu)
 
 
 def _cpu_workers(capacity: Capacity) -> tuple[int, int]:

@@ -166,7 +166,7 @@ def cluster(config: KMeansConfig, opened: KMeansInputs, run: Run) -> Made:
 def _staging_name(key: StageKey, plan: KMeansPlan) -> str:
     """What fits and staged rows have in common; what is done about repeated ids is decided over them."""
     rows = {name: value for name, value in key.options.items() if name != "repeated_ids"}
-    return f"{key.model_copy(update={'options': rows}).fingerprint()}-{plan.engine}"
+    return f"{key.model_copy(update={'options': rows}).fingerprint()}-{plan.config.engine}"
 
 
 def _centres(plan: KMeansPlan, inputs: Embeddings, staging: str, key: StageKey) -> Centres:
@@ -180,7 +180,7 @@ def _centres(plan: KMeansPlan, inputs: Embeddings, staging: str, key: StageKey) 
     cached = storage.join(config.cache_path, name) if config.cache_path else None
     fitted = storage.join(staging, "centroids.npz")
     for place in [fitted, cached]:
-        found = kept(place, k=plan.k, dim=inputs.dimension) if place else None
+        found = kept(place, k=config.k, dim=inputs.dimension) if place else None
         if found is not None:
             log.info("kmeans: centroids that were fitted before, from %s", place)
             return found
