@@ -12,7 +12,6 @@ import errno
 import os
 import posixpath
 import re
-import shutil
 import stat
 import tempfile
 import uuid
@@ -28,6 +27,7 @@ from pyarrow import fs as pafs
 from raycurate.core.errors import ConfigError, InputError, MissingDependencyError, RaycurateError, nearest
 
 TEMPORARY = ".tmp-"
+_COPIED_AT_ONCE = 16 * 2**20  # bytes of a file
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NAMES_SHOWN = 10  # of a folder, in an error
 
@@ -347,11 +347,18 @@ def copy_folder(uri: str, target: Path) -> None:
             relative = require_inside(entry.path.removeprefix(root) if entry.path.startswith(root) else "")
         except ValueError:
             raise InputError(f"its listing names '{entry.path}', which is not inside it", where=uri) from None
-        place = target / relative
-        place.parent.mkdir(parents=True, exist_ok=True)
-        source, inner = filesystem(entry.path)
-        with source.open_input_stream(inner, compression=None) as stream, place.open("wb") as out:
-            shutil.copyfileobj(stream, out, 16 * 2**20)
+        copy_file(entry.path, str(target / relative))
+
+
+def copy_file(source: str, target: str) -> None:
+    """Copy one file in chunks, with the folders above it; a local target may be seen before it is whole."""
+    origin, inner = filesystem(source)
+    destination, place = filesystem(target)
+    if not isinstance(destination, pafs.S3FileSystem):  # where folders are but prefixes
+        destination.create_dir(posixpath.dirname(place), recursive=True)
+    pafs.copy_files(
+        inner, place, source_filesystem=origin, destination_filesystem=destination, chunk_size=_COPIED_AT_ONCE
+    )
 
 
 def read_bytes(path: str) -> bytes:

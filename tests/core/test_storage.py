@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import uuid
 from pathlib import Path
@@ -62,6 +63,18 @@ def test_a_file_is_not_there_before_it_is_whole(root: str) -> None:
         stream.write(os.urandom(1 << 20))
         assert not storage.exists(target)
     assert storage.list_files(root)[0].size == 1 << 20
+
+
+def test_a_file_is_copied_byte_by_byte(root: str, tmp_path: Path) -> None:
+    there, back = storage.join(root, "new/folder/x.txt.gz"), tmp_path / "new" / "back.gz"
+    for content in (b"", gzip.compress(os.urandom(1 << 20))):
+        (tmp_path / "x.txt.gz").write_bytes(content)
+        storage.copy_file(str(tmp_path / "x.txt.gz"), there)
+        assert storage.read_bytes(there) == content
+        storage.copy_file(there, str(back))
+        assert back.read_bytes() == content
+    with pytest.raises(OSError):
+        storage.copy_file(storage.join(root, "none"), str(tmp_path / "none"))
 
 
 def test_temporary_files_of_a_killed_write_are_not_listed(tmp_path: Path) -> None:

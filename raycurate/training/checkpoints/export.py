@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyarrow import fs as pafs
 from torch import Tensor, nn
 
 from raycurate.core import storage
@@ -41,7 +40,6 @@ from raycurate.training.model.lora import adapter_config, is_adapted, merged, op
 
 ADAPTER = "adapter"
 _LAST = ("modules.json", "config.json")  # without them no reader takes a folder for a model
-_CHUNK = 16 * 2**20
 
 
 def export_checkpoint(
@@ -277,16 +275,8 @@ def _publish(stage: Path, folder: str) -> None:
         return
     # Deeper folders first, so that a model's own two come when all that they speak of is there.
     for path in sorted(files, key=lambda p: (p.name in _LAST, -len(p.parts), p)):
-        _send(path, storage.join(folder, *path.relative_to(stage).parts), whole=path.name in _LAST)
-
-
-def _send(path: Path, target: str, *, whole: bool) -> None:
-    """Copy a file in chunks; `whole`: so that it appears with all its bytes or not at all."""
-    if whole:
-        storage.write_bytes(target, path.read_bytes())
-        return
-    found, inner = storage.filesystem(target)
-    if not isinstance(found, pafs.S3FileSystem):  # where folders are but prefixes
-        found.create_dir(inner.rpartition("/")[0], recursive=True)
-    with path.open("rb") as source, found.open_output_stream(inner, compression=None) as out:
-        shutil.copyfileobj(source, out, _CHUNK)
+        target = storage.join(folder, *path.relative_to(stage).parts)
+        if path.name in _LAST:  # they appear with all their bytes or not at all
+            storage.write_bytes(target, path.read_bytes())
+        else:
+            storage.copy_file(str(path), target)

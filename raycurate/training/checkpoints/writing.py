@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,7 +43,6 @@ Write = Callable[[str], None]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
-_CHUNK = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -206,11 +204,7 @@ def _write_at(target: str, write: Write) -> None:
 def upload(folder: str, target: str) -> None:
     """Copy the files of a local folder to an object store, in chunks, keeping what is there of other ranks."""
     for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
-        found, inner = storage.filesystem(storage.join(target, *path.relative_to(folder).parts))
-        if storage.scheme_of(target) != "s3":  # where folders are but prefixes
-            found.create_dir(inner.rpartition("/")[0], recursive=True)
-        with path.open("rb") as source, found.open_output_stream(inner, compression=None) as out:
-            shutil.copyfileobj(source, out, _CHUNK)
+        storage.copy_file(str(path), storage.join(target, *path.relative_to(folder).parts))
 
 
 @contextmanager
