@@ -13,7 +13,8 @@ from pathlib import Path
 from raycurate.core import storage
 from raycurate.core.cache import cache_folder
 from raycurate.core.config import fingerprint
-from raycurate.core.errors import ConfigError, InputError, MissingDependencyError, nearest, require
+from raycurate.core.errors import ConfigError, InputError, MissingDependencyError, nearest
+from raycurate.core.hub import MODEL, snapshot
 from raycurate.core.once import once
 from raycurate.models.checkpoint import role_folder
 from raycurate.models.options import EncoderOptions
@@ -128,38 +129,19 @@ def _from_storage(uri: str, cache_dir: str | None) -> str:
 
 
 def _from_hub(model: str, options: EncoderOptions) -> str:
-    hub = require("huggingface_hub", "embed", purpose=f"Downloading the model '{model}'")
-    errors = importlib.import_module("huggingface_hub.errors")
     patterns = [*_PATTERNS, "*.py"] if options.trust_remote_code else _PATTERNS
 
-    def snapshot(wanted: list[str]) -> str:
-        return hub.snapshot_download(
+    def fetched(wanted: list[str]) -> str:
+        return snapshot(
             model,
+            wanted,
+            kind=MODEL,
             revision=options.revision,
             cache_dir=options.cache_dir,
             token=options.token(),
             local_files_only=options.local_files_only,
-            allow_patterns=wanted,
             ignore_patterns=_ELSEWHERE,
         )
 
-    try:
-        folder = snapshot(patterns)
-        if not any(Path(folder).rglob("*.safetensors")):
-            folder = snapshot([*patterns, "*.bin"])
-    except errors.GatedRepoError:
-        fix = f"Accept its terms at https://huggingface.co/{model}, then set hf_token or HF_TOKEN"
-        raise InputError("this model is gated and the token has no access to it", where=model, fix=fix) from None
-    except errors.RevisionNotFoundError:
-        raise InputError(f"this model has no revision '{options.revision}'", where=model) from None
-    except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        fix = "Check the name; a private model needs hf_token or HF_TOKEN; a local folder must exist on this machine"
-        raise InputError("there is no such model on the hub, nor such a folder here", where=model, fix=fix) from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        fix = "Download it once with the network on (local_files_only=false, HF_HUB_OFFLINE unset), or name a folder"
-        raise InputError(
-            f"this model is not in the cache and the hub was not reached ({error})", where=model, fix=fix
-        ) from None
-    except errors.HfHubHTTPError as error:
-        raise InputError(f"the hub refused it ({error})", where=model) from error
-    return folder
+    folder = fetched(patterns)
+    return folder if any(Path(folder).rglob("*.safetensors")) else fetched([*patterns, "*.bin"])

@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 
 from raycurate.core import storage
 from raycurate.core.errors import ConfigError, InputError, nearest
+from raycurate.core.hub import DATASET, snapshot
 from raycurate.core.manifest import (
     REJECTS,
     STAGING,
@@ -45,7 +46,6 @@ from raycurate.core.manifest import (
 from raycurate.core.observe import get_logger
 from raycurate.data.corpora.corpus_files import BATCH_ROWS, check_metadata, write_corpus
 from raycurate.data.corpora.corpus_id import write_corpus_id_json
-from raycurate.data.hub import snapshot
 from raycurate.data.training.inline import write_inline_jsonl
 from raycurate.data.training.nemotron_sources import SOURCE_CONFIG, SourceTexts, open_source
 from raycurate.data.training.training import read_training_data
@@ -143,7 +143,7 @@ def _locate(dataset: str) -> str:
     name, _, revision = dataset.removeprefix("hf://").removeprefix("datasets/").partition("@")
     if dataset.startswith((".", "/", "~")) or name.count("/") != 1:
         raise InputError("there is no such folder, and a data set of the hub is named org/name", where=dataset)
-    return snapshot(name, [f"*/{file}" for file in _FILES], revision=revision or None)
+    return snapshot(name, [f"*/{file}" for file in _FILES], kind=DATASET, revision=revision or None)
 
 
 def _subset_names(root: str) -> list[str]:
