@@ -1,4 +1,4 @@
-"""The kinds of chart of the report. Each takes data and words, and returns a <figure> for a card."""
+"""The kinds of chart of the report. Each takes data and words, and returns a chart for a card."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raycurate.report.html import Html, printable
-from raycurate.report.svg import HEIGHT, SERIES, Ink, drawing, figure_card
+from raycurate.report.svg import HEIGHT, SERIES, Chart, Ink, drawing, inline
+from raycurate.report.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _ROW = 26  # pixels of a horizontal bar with its label
 _LONGEST_LABEL = 22
@@ -28,7 +29,6 @@ class Words:
     says: str
     x: str = ""
     y: str = ""
-    more: tuple[Html, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Mark:
 
 def histogram(
     words: Words, numbers: np.ndarray, *, log: bool = False, marks: Sequence[Mark] = (), bins: int = 32
-) -> Html:
+) -> Chart:
     """How many values lie where. `log`: bins of equal ratio, for lengths; the values are then at least 1."""
     with drawing() as (figure, axes):
         low, high = float(np.min(numbers)), float(np.max(numbers))
@@ -57,7 +57,7 @@ def histogram(
         for mark in marks:
             _vertical(axes, mark)
         _finish(axes, words)
-        return figure_card(figure, words.name, words.title, words.says, *words.more)
+        return _chart(figure, words)
 
 
 def _vertical(axes: Axes, mark: Mark) -> None:
@@ -99,7 +99,7 @@ def short(value: float) -> str:
     return text.replace("-", "\u2212")
 
 
-def columns(words: Words, labels: Sequence[str], heights: Sequence[float], *, marked: int | None = None) -> Html:
+def columns(words: Words, labels: Sequence[str], heights: Sequence[float], *, marked: int | None = None) -> Chart:
     """A column for each label; the marked one in another colour, with a pattern."""
     with drawing() as (figure, axes):
         bars = axes.bar(range(len(labels)), heights, 0.72, color=Ink.FIRST, linewidth=0)
@@ -108,10 +108,10 @@ def columns(words: Words, labels: Sequence[str], heights: Sequence[float], *, ma
         axes.set_xticks(range(len(labels)), labels)
         axes.set_ylim(0, max([*heights, 1e-9]) * 1.08)
         _finish(axes, words)
-        return figure_card(figure, words.name, words.title, words.says, *words.more)
+        return _chart(figure, words)
 
 
-def sizes(words: Words, numbers: np.ndarray) -> Html:
+def sizes(words: Words, numbers: np.ndarray) -> Chart:
     """Values from the largest to the smallest, as an area: the shape shows how uneven they are."""
     with drawing() as (figure, axes):
         ordered = np.sort(numbers)[::-1]
@@ -129,7 +129,7 @@ def sizes(words: Words, numbers: np.ndarray) -> Html:
         axes.set_ylim(0)
         axes.set_xlim(0.5, len(ordered) + 0.5)
         _finish(axes, words)
-        return figure_card(figure, words.name, words.title, words.says, *words.more)
+        return _chart(figure, words)
 
 
 def _stairs(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +138,7 @@ def _stairs(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ordered[places], np.linspace(0.5, len(ordered) + 0.5, len(places) + 1)
 
 
-def bars(words: Words, labels: Sequence[str], lengths: Sequence[float], texts: Sequence[str]) -> Html:
+def bars(words: Words, labels: Sequence[str], lengths: Sequence[float], texts: Sequence[str]) -> Chart:
     """A horizontal bar for each label, the value written behind it."""
     with drawing(_height(len(labels))) as (figure, axes):
         places = range(len(labels))
@@ -151,12 +151,12 @@ def bars(words: Words, labels: Sequence[str], lengths: Sequence[float], texts: S
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
         _finish(axes, words, grid=False)
-        return figure_card(figure, words.name, words.title, words.says, *words.more)
+        return _chart(figure, words)
 
 
 def intervals(
     words: Words, rows: Sequence[tuple[str, float, float | None, float | None]], *, zero: bool = False
-) -> Html:
+) -> Chart:
     """A dot for each (label, value, low, high), with a whisker from low to high where they are known.
 
     `zero`: the rows are differences: a line at 0 is what they are to be compared with.
@@ -181,7 +181,7 @@ def intervals(
         axes.margins(x=0.14)
         _few_ticks(axes)
         _finish(axes, words, vertical=True)
-        return figure_card(figure, words.name, words.title, words.says, *words.more)
+        return _chart(figure, words)
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Line:
 
 def lines(
     words: Words, series: Sequence[Line], *, levels: Sequence[Mark] = (), star: tuple[float, float] | None = None
-) -> Html:
+) -> Chart:
     """Curves over a common axis; `levels`: horizontal lines, such as the value before training; `star`: the best."""
     with drawing() as (figure, axes):
         strong = [line for line in series if not line.faint]
@@ -225,10 +225,10 @@ def lines(
             axes.legend(loc="best", handlelength=2.2, labelcolor=str(Ink.INK), borderpad=0.2, labelspacing=0.25)
         _few_ticks(axes)
         _finish(axes, words)
-        return figure_card(figure, words.name, words.title, words.says, *words.more)
+        return _chart(figure, words)
 
 
-def differences(words: Words, numbers: np.ndarray) -> Html:
+def differences(words: Words, numbers: np.ndarray) -> Chart:
     """Differences from the largest gain to the largest loss, gains and losses apart in colour and side."""
     with drawing() as (figure, axes):
         ordered = np.sort(numbers)[::-1]
@@ -240,12 +240,12 @@ def differences(words: Words, numbers: np.ndarray) -> Html:
         axes.set_xlim(0.5, len(ordered) + 0.5)
         _few_ticks(axes)
         _finish(axes, words)
-        return figure_card(figure, words.name, words.title, words.says, *words.more)
+        return _chart(figure, words)
 
 
 def points(
     words: Words, at_N2: np.ndarray, special_N: np.ndarray, names: tuple[str, str], *, places: Mapping[str, np.ndarray]
-) -> Html:
+) -> Chart:
     """A map: a dot for each point, a cross for each special one, and names at some places.
 
     Args:
@@ -288,7 +288,11 @@ def points(
         for side in ("top", "right"):
             axes.spines[side].set_visible(True)
         axes.set_aspect("equal", adjustable="datalim")
-        return figure_card(figure, words.name, words.title, words.says, *words.more)
+        return _chart(figure, words)
+
+
+def _chart(figure: Figure, words: Words) -> Chart:
+    return Chart(inline(figure, words.name, words.title, words.says), words.says)
 
 
 def _height(rows: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cached_property
 
 from raycurate.core.errors import RaycurateError
-from raycurate.report.html import Section
+from raycurate.report.rendering import Section
 from raycurate.report.runs import Run
 from raycurate.report.sampling import Documents, read_corpus
 

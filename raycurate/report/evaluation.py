@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from raycurate.report.html import signed
 from raycurate.report.runs import Run
+from raycurate.report.text import signed
 from raycurate.retrieval.results import Evaluation, Pair, read_evaluation
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import resources
+
+from markupsafe import Markup
 
 from raycurate.core import storage
 from raycurate.core.errors import RaycurateError, require
 from raycurate.report.context import Context, SectionMaker
-from raycurate.report.html import Html, Section, element, page
+from raycurate.report.rendering import Section, render
 from raycurate.report.runs import open_run
 from raycurate.report.sections import clusters, corpus, duplicates, headline, pairs, pipeline, retrieval, training
 
@@ -72,17 +75,15 @@ def write_report(workdir: str, out: str | None = None, title: str | None = None)
             made = _not_made(name, error)
         if made is not None:
             sections.append(made)
-    text = page(
-        title or f"Report of the run {run.name}",
-        f"What the stages of {run.name} have read, made and measured.",
-        sections,
-    )
+    style = resources.files("raycurate.report").joinpath("style.css").read_text(encoding="utf-8")
+    title = title or f"Report of the run {run.name}"
+    page = render("page.html", title=title, run=run, sections=sections, style=Markup(style))
     path = storage.normalise(out) if out else storage.join(run.workdir, FILE)
-    data = text.encode("utf-8")
+    data = page.encode("utf-8")
     storage.write_bytes(path, data)
     return ReportResult(path, tuple(s.title for s in sections), tuple(problems), len(data))
 
 
-def _not_made(name: str, error: RaycurateError) -> Section:
-    says = element("p", f"This part could not be made: {error}")
-    return Section(name.lower().replace(" ", "-"), name, says, Html(""))
+def _not_made(title: str, error: RaycurateError) -> Section:
+    key = title.lower().replace(" ", "-")
+    return Section(key, title, render("not_made.html", key=key, title=title, error=str(error)))

@@ -14,12 +14,15 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from markupsafe import Markup
+
 from raycurate.core.errors import require
-from raycurate.report.html import Html, details, element, printable
+from raycurate.report.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,6 +94,14 @@ _STYLE: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Chart:
+    """A figure of the page. `says`: what it shows, in words and numbers: its caption."""
+
+    svg: Markup
+    says: str
+
+
 @contextmanager
 def drawing(height: int = HEIGHT) -> Iterator[tuple[Figure, Axes]]:
     """A figure with one pair of axes, in the page's style, to draw into within the block.
@@ -106,26 +117,13 @@ def drawing(height: int = HEIGHT) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.add_subplot()
 
 
-def figure_card(figure: Figure, name: str, title: str, says: str, *more: Html) -> Html:
-    """The figure as a <figure> with its caption, to be put in a card; call it within `drawing`.
+def inline(figure: Figure, name: str, title: str, says: str) -> Markup:
+    """The figure as an <svg> element of an HTML page; call it within `drawing`.
 
     Args:
         name: unique on the page; the beginning of every id.
-        title: for those who do not see it, as is `says`.
-        says: what it shows, in words and numbers; the caption, too.
-        more: below the caption, such as a table of the values (`values`).
+        title, says: the text alternative, for those who do not see it.
     """
-    svg = inline(figure, name, title, says)
-    return element("figure", svg, element("figcaption", says), *more)
-
-
-def values(table: Html) -> Html:
-    """The numbers of a figure, shown on request."""
-    return details("The values", table)
-
-
-def inline(figure: Figure, name: str, title: str, says: str) -> Html:
-    """The figure as an <svg> element of an HTML page, with a text alternative."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ElementTree.fromstring(stream.getvalue())
@@ -145,7 +143,7 @@ def inline(figure: Figure, name: str, title: str, says: str) -> Html:
     described[0].text, described[1].text = printable(title), printable(says)
     root[:0] = described
     ElementTree.register_namespace("", _SVG)
-    return Html(ElementTree.tostring(root, encoding="unicode"))
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
 def _drop_metadata(root: ElementTree.Element) -> None:

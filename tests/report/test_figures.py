@@ -1,4 +1,4 @@
-"""Figures take their colours from the page, whose two themes are legible; the pieces of HTML say numbers rightly."""
+"""Figures take their colours from the page, whose two themes are legible; numbers are said rightly, texts escaped."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 
 from raycurate.report import charts
-from raycurate.report.html import Html, counted, cut, duration, element, escape, file_size, number, signed, table
-from raycurate.report.svg import _VARIABLES, LABEL, WIDTH
+from raycurate.report.rendering import environment, make_section, words
+from raycurate.report.svg import _VARIABLES, LABEL, WIDTH, Chart
+from raycurate.report.text import counted, cut, duration, file_size, number, printable, signed
 
 STYLE = resources.files("raycurate.report").joinpath("style.css").read_text(encoding="utf-8")
 
@@ -49,7 +51,7 @@ def test_both_themes_are_legible(theme: dict[str, str]):
     assert contrast(theme["ink"], theme["neutral-back"]) >= 4.5
 
 
-def figures() -> dict[str, Html]:
+def figures() -> dict[str, Chart]:
     random = np.random.default_rng(0)
     steps = list(range(30))
     places = random.normal(size=(50, 2))
@@ -79,22 +81,23 @@ def figures() -> dict[str, Html]:
 
 
 @pytest.fixture(scope="module")
-def drawn() -> dict[str, Html]:
+def drawn() -> dict[str, Chart]:
     return figures()
 
 
-def test_figures_have_no_colours_of_their_own(drawn: dict[str, Html]):
-    for name, figure in drawn.items():
+def test_figures_have_no_colours_of_their_own(drawn: dict[str, Chart]):
+    for name, chart in drawn.items():
+        figure = chart.svg
         assert not re.search(r"#[0-9a-fA-F]{6}\b|rgb\(", figure), name
         assert set(re.findall(r"var\(--([\w-]+)\)", figure)) <= set(_VARIABLES.values()), name
         assert "font-family" not in figure and "<style" not in figure and "<?xml" not in figure
     assert set(_VARIABLES.values()) <= set(themes()[0]) and set(themes()[0]) == set(themes()[1])
 
 
-def test_figures_are_well_formed_and_titled(drawn: dict[str, Html]):
-    for name, figure in drawn.items():
-        svg = ElementTree.fromstring(figure).find("{http://www.w3.org/2000/svg}svg")
-        assert svg is not None, name
+def test_figures_are_well_formed_and_titled(drawn: dict[str, Chart]):
+    for name, chart in drawn.items():
+        svg = ElementTree.fromstring(chart.svg)
+        assert svg.tag == "{http://www.w3.org/2000/svg}svg", name
         assert [child.tag.rpartition("}")[2] for child in svg[:2]] == ["title", "desc"]
         assert (svg[0].text, svg[1].text) == ("t", "says")
         width = float(svg.attrib["viewBox"].split()[2])
@@ -102,11 +105,11 @@ def test_figures_are_well_formed_and_titled(drawn: dict[str, Html]):
         assert LABEL * 317 / WIDTH >= 11  # shown 317 pixels wide on a screen of 375
 
 
-def test_names_are_drawn_as_they_are(drawn: dict[str, Html]):
-    assert ">$a_b$</text>" in drawn["bars"] and ">&lt;c&gt;</text>" in drawn["bars"]
+def test_names_are_drawn_as_they_are(drawn: dict[str, Chart]):
+    assert ">$a_b$</text>" in drawn["bars"].svg and ">&lt;c&gt;</text>" in drawn["bars"].svg
 
 
-def test_figures_are_the_same_each_time(drawn: dict[str, Html]):
+def test_figures_are_the_same_each_time(drawn: dict[str, Chart]):
     assert figures() == drawn
 
 
@@ -123,7 +126,7 @@ def test_many_points_stay_small():
     made = charts.points(
         charts.Words("m", "t", "s"), random.normal(size=(4000, 2)), np.zeros(4000, bool), ("k", "r"), places={}
     )
-    assert len(made) < 200_000
+    assert len(made.svg) < 200_000
 
 
 @pytest.mark.parametrize(
@@ -145,6 +148,12 @@ def test_texts_are_cut_and_escaped():
     assert cut("a  b\n c") == "a b c"
     assert cut("x" * 400, 10) == "x" * 10 + " …"
     assert cut("word " * 100_000, 7) == "word wo …"
-    assert escape('<a href="x">&\x01\u202e') == "&lt;a href=&quot;x&quot;&gt;&amp;\ufffd\ufffd"
-    assert element("p", "<", Html("<b>x</b>"), title='"') == '<p title="&quot;">&lt;<b>x</b></p>'
-    assert "&lt;td&gt;" in table("c", ["<td>"], [["x"]])
+    assert printable("a\x01\u202e") == "a\ufffd\ufffd"
+    made = make_section("not_made", '<a href="x">&\x01\u202e', error="<")
+    assert "&lt;a href=&#34;x&#34;&gt;&amp;\ufffd\ufffd</h2>" in made.html and "made: &lt;</p>" in made.html
+    template = """{% from "pieces.html" import row, table %}
+        {% call table(caption, columns) %}{{ row(columns, cells) }}{% endcall %}"""
+    values = {"caption": '"', "columns": words("<td>", "of"), "cells": ["<", Markup("<b>x</b>")]}
+    html = environment().from_string(template).render(values)
+    assert 'aria-label="&#34;"' in html and "&lt;td&gt;</th>" in html
+    assert ">&lt;</th>" in html and "><b>x</b></td>" in html  # what is markup already stays as it is

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycurate.report.context import Context
+from raycurate.report.rendering import Section
 from raycurate.report.runs import Run, open_run
 from raycurate.report.sections import clusters, corpus, duplicates, pairs, pipeline, retrieval, training
 from tests.prep.sdg_records import pair, record, write_jsonl
@@ -26,10 +27,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return open_run(str(workdir))
 
 
-def words(made: object) -> str:
+def words(made: Section | None) -> str:
     """A section's text without its markup and its figures."""
     assert made is not None
-    plain = re.sub(r"<svg.*?</svg>", " ", f"{made.lead} {made.body}", flags=re.S)  # type: ignore[attr-defined]
+    plain = re.sub(r"<svg.*?</svg>", " ", made.html, flags=re.S)
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", plain)).split())
 
 

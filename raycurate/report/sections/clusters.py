@@ -14,21 +14,10 @@ from raycurate.core.errors import InputError
 from raycurate.core.manifest import is_data
 from raycurate.report import charts
 from raycurate.report.context import Context
-from raycurate.report.html import (
-    Card,
-    Section,
-    card,
-    counted,
-    cut,
-    element,
-    grid,
-    number,
-    paragraph,
-    percent,
-    table,
-)
+from raycurate.report.rendering import Section, make_section
 from raycurate.report.runs import Run, StageOutput
 from raycurate.report.sampling import parquet_rows, random_rows
+from raycurate.report.text import counted, cut, percent
 
 _MAPPED = 4000  # documents on the map
 _WIDE, _FITTED = 1024, 1500  # the directions of wider vectors come from so many rows: the decomposition takes n d^2
@@ -69,18 +58,18 @@ def section(context: Context) -> Section | None:
     kmeans, embed = context.run.of("kmeans"), context.run.of("embed")
     if kmeans is None and embed is None:
         return None
-    cards, lead = [], "Documents about the same things have embeddings that point the same way."
-    named: list[Cluster] = []
-    if kmeans is not None:
-        clusters = _clusters(kmeans)
-        named = [_with_members(kmeans, c) for c in sorted(clusters, key=lambda c: (-c.rows, c.number))[:_NAMED]]
-        lead += (
-            f" K-means has put {kmeans.count('rows'):,} of them into {counted(kmeans.count('clusters'), 'cluster')}."
-        )
-        cards += [_sizes_card(clusters), _map_card(context.run, kmeans, named), _named_card(named)]
-    elif embed is not None:
-        cards.append(_map_card(context.run, embed, []))
-    return Section("clusters", "Clusters", paragraph(lead), grid(*cards))
+    clusters = _clusters(kmeans) if kmeans is not None else []
+    largest = sorted(clusters, key=lambda c: (-c.rows, c.number))[:_NAMED]
+    named = [_with_members(kmeans, cluster) for cluster in largest] if kmeans is not None else []
+    mapped = kmeans or embed
+    return make_section(
+        "clusters",
+        "Clusters",
+        kmeans=kmeans,
+        sizes=_sizes_chart(clusters) if kmeans is not None else None,
+        map=_map_chart(context.run, mapped, named) if mapped is not None else None,
+        largest=named,
+    )
 
 
 def _clusters(kmeans: StageOutput) -> list[Cluster]:
@@ -92,7 +81,7 @@ def _clusters(kmeans: StageOutput) -> list[Cluster]:
     return [Cluster(n, count) for n, count in sorted(rows.items())]
 
 
-def _sizes_card(clusters: Sequence[Cluster]) -> Card:
+def _sizes_chart(clusters: Sequence[Cluster]) -> charts.Chart:
     sizes = np.array([c.rows for c in clusters])
     says = (
         f"{counted(len(sizes), 'cluster')} with {sizes.min():,} to {sizes.max():,} documents; half have at most "
@@ -101,7 +90,7 @@ def _sizes_card(clusters: Sequence[Cluster]) -> Card:
     words = charts.Words(
         "sizes", "Cluster sizes from the largest to the smallest", says, x="clusters, largest first", y="documents"
     )
-    return card("Cluster sizes", charts.sizes(words, sizes))
+    return charts.sizes(words, sizes)
 
 
 def _with_members(kmeans: StageOutput, cluster: Cluster) -> Cluster:
@@ -119,23 +108,14 @@ def _with_members(kmeans: StageOutput, cluster: Cluster) -> Cluster:
     return Cluster(cluster.number, cluster.rows, names)
 
 
-def _named_card(named: Sequence[Cluster]) -> Card:
-    rows = [[str(place), number(c.rows), "; ".join(c.nearest)] for place, c in enumerate(named, 1)]
-    caption = "The documents nearest to the centre of each of the largest clusters; the numbers are those on the map."
-    whole = table(
-        caption, ["On the map", "Documents", "Nearest to its centre"], rows, text_columns=(0, 2), stacked=True
-    )
-    return card("The largest clusters", whole, wide=True)
-
-
 # --- the map --------------------------------------------------------------------------------------
 
 
-def _map_card(run: Run, output: StageOutput, named: Sequence[Cluster]) -> Card:
-    title = "A map of the embeddings"
+def _map_chart(run: Run, output: StageOutput, named: Sequence[Cluster]) -> charts.Chart | None:
+    """None where there are too few embeddings."""
     found = _projection(run, output)
     if found is None:
-        return card(title, element("p", "There are too few embeddings for a map.", class_="note"))
+        return None
     removed = int(found.removed_N.sum())
     says = (
         f"{counted(len(found.at_N2), 'document')}, "
@@ -148,8 +128,7 @@ def _map_card(run: Run, output: StageOutput, named: Sequence[Cluster]) -> Card:
     )
     words = charts.Words("map", "Two-dimensional map of the embeddings", says)
     places = _centres(output, found, named)
-    drawn = charts.points(words, found.at_N2, found.removed_N, ("kept", "removed as a duplicate"), places=places)
-    return card(title, drawn)
+    return charts.points(words, found.at_N2, found.removed_N, ("kept", "removed as a duplicate"), places=places)
 
 
 def _projection(run: Run, output: StageOutput) -> Projection | None:

@@ -8,10 +8,12 @@ import numpy as np
 
 from raycurate.core.errors import RaycurateError
 from raycurate.report import charts
+from raycurate.report.charts import Chart
 from raycurate.report.context import Context
-from raycurate.report.html import Card, Html, Section, card, counted, element, grid, number, paragraph, percent
+from raycurate.report.rendering import Section, make_section
 from raycurate.report.runs import StageOutput
 from raycurate.report.sampling import SEED, Documents
+from raycurate.report.text import counted, number, percent
 
 _TOKENIZED = 2000  # documents
 _TOKENIZED_CHARS = 50_000  # of one
@@ -33,43 +35,43 @@ def section(context: Context) -> Section | None:
     if embed is None and context.run.of("sample-corpus") is None:
         return None
     documents, problem = context.corpus
-    if documents is None or not len(documents):
-        says = f"The documents cannot be shown: {problem or 'none was readable'}."
-        return Section("corpus", "Corpus", paragraph(says), Html(""))
-    part = (
-        f"All {counted(len(documents), 'document')}"
-        if documents.whole
-        else f"A random part of the corpus, {counted(len(documents), 'document')}"
+    word_lengths, token_lengths, no_tokenizer, place = None, None, "", ""
+    if documents:
+        place = context.run.short(documents.path)
+        word_lengths = _words_chart(documents)
+        if embed is not None:
+            try:
+                token_lengths = _tokens_chart(embed, documents)
+            except (RaycurateError, OSError, ValueError) as error:  # the last two: what transformers raises
+                no_tokenizer = str(error)
+    return make_section(
+        "corpus",
+        "Corpus",
+        documents=documents,
+        problem=problem or "none was readable",
+        place=place,
+        word_lengths=word_lengths,
+        token_lengths=token_lengths,
+        no_tokenizer=no_tokenizer,
     )
-    place = context.run.short(documents.path)
-    lead = f"{part}, read from {place}. How long documents are decides how much of them a model can read."
-    cards = [_words_card(documents)]
-    if embed is not None:
-        cards.append(_tokens_card(embed, documents))
-    return Section("corpus", "Corpus", paragraph(lead), grid(*cards))
 
 
-def _words_card(documents: Documents) -> Card:
-    lengths = np.array([len((text or "").split()) for text in documents.table["text"].to_pylist()])
-    return card("Words in a document", _lengths(lengths, "words", "words", ""))
+def _words_chart(documents: Documents) -> Chart:
+    return _lengths(np.array([len((text or "").split()) for text in documents.table["text"].to_pylist()]), "words", "")
 
 
-def _lengths(lengths: np.ndarray, name: str, noun: str, more: str, limit: int | None = None) -> Html:
+def _lengths(lengths: np.ndarray, noun: str, more: str, limit: int | None = None) -> Chart:
     low, middle, high = np.quantile(lengths, [0.05, 0.5, 0.95])
     says = f"Half of the documents have at most {middle:,.0f} {noun}, 90% between {low:,.0f} and {high:,.0f}.{more}"
     words = charts.Words(
-        name, f"Histogram of document length in {noun}", says, x=f"{noun}, bins of equal ratio", y="documents"
+        noun, f"Histogram of document length in {noun}", says, x=f"{noun}, bins of equal ratio", y="documents"
     )
     marks = [charts.Mark(limit, f"limit {limit:,}")] if limit else []
     return charts.histogram(words, np.maximum(lengths, 1), log=True, marks=marks)
 
 
-def _tokens_card(embed: StageOutput, documents: Documents) -> Card:
-    title = "Tokens in a document"
-    try:
-        tokens = _tokens(embed, documents)
-    except (RaycurateError, OSError, ValueError) as error:  # the last two: what transformers raises for bad files
-        return card(title, element("p", f"Not counted here, as the model's tokenizer cannot be loaded: {error}"))
+def _tokens_chart(embed: StageOutput, documents: Documents) -> Chart:
+    tokens = _tokens(embed, documents)
     truncated, all_of_them = embed.count("truncated"), max(1, embed.count("documents"))
     more = f" Counted on {counted(len(tokens.lengths), 'document')} taken at random."
     if tokens.cut:
@@ -79,7 +81,7 @@ def _tokens_card(embed: StageOutput, documents: Documents) -> Card:
             f" The model reads the first {tokens.limit:,} tokens; {number(truncated)} of all {all_of_them:,} documents "
             f"({percent(truncated / all_of_them)}) are longer and were cut there."
         )
-    return card(title, _lengths(tokens.lengths, "tokens", "tokens", more, tokens.limit))
+    return _lengths(tokens.lengths, "tokens", more, tokens.limit)
 
 
 def _tokens(embed: StageOutput, documents: Documents) -> Tokens:

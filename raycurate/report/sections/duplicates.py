@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,30 +12,14 @@ import pyarrow.compute as pc
 
 from raycurate.report import charts
 from raycurate.report.context import Context
-from raycurate.report.html import (
-    Card,
-    Html,
-    Section,
-    card,
-    counted,
-    cut,
-    details,
-    element,
-    grid,
-    number,
-    paragraph,
-    percent,
-    quote,
-    table,
-)
+from raycurate.report.rendering import Section, make_section
 from raycurate.report.runs import StageOutput
-from raycurate.report.sampling import Documents, parquet_rows
-from raycurate.report.svg import values
+from raycurate.report.sampling import parquet_rows
+from raycurate.report.text import cut, percent
 
 _PAIRS_READ = 300_000
 _EXAMPLES = 3  # of each kind
-_QUOTED = 220  # characters of each
-
+_NAMED, _QUOTED = 120, 220  # characters of each document's name and text
 
 Texts = Mapping[str, tuple[str, str]]
 """Title and text of the documents that were read, by id."""
@@ -49,96 +34,99 @@ class Pair:
     cosine: float
 
 
+@dataclass(frozen=True)
+class Quote:
+    """The name of a document and the beginning of its text."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A pair whose documents are shown."""
+
+    cosine: float
+    first: Quote
+    second: Quote
+
+
 def section(context: Context) -> Section | None:
-    """None where nothing was deduplicated."""
+    """None where nothing was deduplicated. A run without an eps has found pairs and removed nothing."""
     dedup = context.run.of("dedup")
     if dedup is None:
         return None
-    if dedup.options["eps"] is None:
-        return _undecided(dedup)
-    removed, rows, eps = dedup.count("removed"), dedup.count("rows"), float(dedup.options["eps"])
-    rule = {
-        "survivor": "A document is removed if it is that near to one that is kept.",
-        "earlier": "A document is removed if it is that near to any that is ranked before it.",
-    }.get(str(dedup.options.get("decision")), "")
-    lead = (
-        f"{removed:,} of {counted(rows, 'document')} ({percent(removed / max(1, rows))}) were removed: those with a "
-        f"cosine similarity of at least {1 - eps:g} to another of their cluster (eps {eps:g}). {rule}"
-    )
-    documents, problem = context.corpus
+    eps = None if dedup.options["eps"] is None else float(dedup.options["eps"])
+    floor = float(dedup.options["score_floor"]) if "score_floor" in dedup.options else None
     edges, whole = parquet_rows(dedup.files("edges/"), ["id", "earlier_id", "cosine"], _PAIRS_READ)
-    cards = [_sweep_card(dedup, eps), *_cosines_card(dedup, eps, edges, whole)]
-    cards += _examples_cards(dedup, eps, edges, documents, problem)
-    return Section("duplicates", "Duplicates", paragraph(lead), grid(*cards))
-
-
-def _undecided(dedup: StageOutput) -> Section:
-    """Pairs that were found by a run without an eps, which removes nothing."""
-    floor = float(dedup.options["score_floor"])
-    lead = (
-        f"{dedup.count('edges'):,} pairs of documents of a cosine of at least {floor:g} were found among "
-        f"{counted(dedup.count('rows'), 'document')}; eps is null, so nothing was removed."
+    sweep = _sweep(dedup, eps) if eps is not None else []
+    return make_section(
+        "duplicates",
+        "Duplicates",
+        dedup=dedup,
+        eps=eps,
+        floor=floor,
+        decision=dedup.options.get("decision"),
+        removed_share=dedup.count("removed") / max(1, dedup.count("rows")),
+        sweep=sweep,
+        sweep_chart=_sweep_chart(sweep, eps) if eps is not None else None,
+        cosines=_cosines_chart(floor, eps, edges, whole),
+        **(_examples(context, dedup, eps, edges) if eps is not None else _NO_EXAMPLES),
     )
-    edges, whole = parquet_rows(dedup.files("edges/"), ["id", "earlier_id", "cosine"], _PAIRS_READ)
-    return Section("duplicates", "Duplicates", paragraph(lead), grid(*_cosines_card(dedup, 1 - floor, edges, whole)))
 
 
-def _sweep_card(dedup: StageOutput, eps: float) -> Card:
+def _sweep(dedup: StageOutput, eps: float) -> list[tuple[float, int, float]]:
+    """(eps, documents that it removes, their share), the run's own eps among them."""
     sweep = {float(at): int(count) for at, count in (dedup.options.get("sweep") or {}).items()}
-    sweep = dict(sorted((sweep | {eps: dedup.count("removed")}).items()))
     rows = max(1, dedup.count("rows"))
-    first, last = next(iter(sweep)), list(sweep)[-1]
+    return [(at, count, count / rows) for at, count in sorted((sweep | {eps: dedup.count("removed")}).items())]
+
+
+def _sweep_chart(sweep: Sequence[tuple[float, int, float]], eps: float) -> charts.Chart:
+    shares = {at: share for at, _, share in sweep}
+    first, last = sweep[0][0], sweep[-1][0]
     says = (
-        f"An eps of {first:g} removes {percent(sweep[first] / rows, 2)} of the documents, of {last:g} "
-        f"{percent(sweep[last] / rows, 2)}; this run's {eps:g}, in another colour, {percent(sweep[eps] / rows, 2)}. "
+        f"An eps of {first:g} removes {percent(shares[first], 2)} of the documents, of {last:g} "
+        f"{percent(shares[last], 2)}; this run's {eps:g}, in another colour, {percent(shares[eps], 2)}. "
         "Another eps is a new decision over the stored pairs (raycurate rethreshold), not a new run."
     )
-    caption = "Removed by each eps"
-    whole = table(
-        caption, ["eps", "Removed", "Share"], [[f"{e:g}", number(n), percent(n / rows, 2)] for e, n in sweep.items()]
-    )
-    words = charts.Words("sweep", "Share removed by threshold", says, x="eps", y="removed, %", more=(values(whole),))
-    heights = [100 * count / rows for count in sweep.values()]
-    drawn = charts.columns(words, [f"{e:g}" for e in sweep], heights, marked=list(sweep).index(eps))
-    return card("What a threshold removes", drawn)
+    words = charts.Words("sweep", "Share removed by threshold", says, x="eps", y="removed, %")
+    heights = [100 * share for share in shares.values()]
+    return charts.columns(words, [f"{at:g}" for at in shares], heights, marked=list(shares).index(eps))
 
 
-def _cosines_card(dedup: StageOutput, eps: float, edges: pa.Table | None, whole: bool) -> list[Card]:
+def _cosines_chart(floor: float | None, eps: float | None, edges: pa.Table | None, whole: bool) -> charts.Chart | None:
+    """None where there are no pairs."""
     if edges is None or not edges.num_rows:
-        return []
+        return None
     cosines = edges["cosine"].to_numpy()
-    above = int((cosines >= 1 - eps).sum())
+    floor = float(cosines.min()) if floor is None else floor
+    threshold = floor if eps is None else 1 - eps
+    above = int((cosines >= threshold).sum())
     part = "All" if whole else "A part of the"
-    floor = float(dedup.options.get("score_floor", cosines.min()))
     says = (
         f"{part} stored pairs, {edges.num_rows:,}, of cosine {floor:g} or more; {above:,} are at or above the "
-        f"threshold of {1 - eps:g}. Where many lie near it, look at the examples below before trusting it."
+        f"threshold of {threshold:g}. Where many lie near it, look at the examples below before trusting it."
     )
     words = charts.Words("cosines", "Histogram of similar pairs by cosine", says, x="cosine similarity", y="pairs")
-    marks = [charts.Mark(1 - eps, f"threshold {1 - eps:g}")]
-    return [card("How similar the pairs are", charts.histogram(words, cosines, marks=marks))]
+    return charts.histogram(words, cosines, marks=[charts.Mark(threshold, f"threshold {threshold:g}")])
 
 
-def _examples_cards(
-    dedup: StageOutput, eps: float, edges: pa.Table | None, documents: Documents | None, problem: str
-) -> list[Card]:
-    """Pairs just above the threshold; on request the surest, and pairs just below that were both kept."""
+_NO_EXAMPLES: dict[str, Any] = {"nearest": [], "below": [], "surest": [], "no_texts": ""}
+
+
+def _examples(context: Context, dedup: StageOutput, eps: float, edges: pa.Table | None) -> dict[str, Any]:
+    """Pairs just above the threshold, pairs just below that were both kept, the surest; why there are no texts."""
     removed = _removed_pairs(dedup)
-    texts = documents.texts if documents else {}
     if not removed:
-        return []
+        return _NO_EXAMPLES
+    documents, problem = context.corpus
+    texts = documents.texts if documents else {}
     nearest = _nearest(removed, 1 - eps, texts)
     surest = [pair for pair in _nearest(removed, 1.0, texts) if pair not in nearest]
     below = _nearest(_kept_pairs(edges, eps, {pair.first for pair in removed}), 1 - eps, texts)
-    says = "Removed, just above the threshold: if these say the same, the threshold is not too low."
-    parts = [element("p", says), _quoted(nearest, texts, "removed")]
-    if below:
-        parts.append(details("Both kept, just below the threshold", _quoted(below, texts, "kept")))
-    if surest:
-        parts.append(details("Removed, the most similar", _quoted(surest, texts, "removed")))
-    if not texts:
-        parts.append(element("p", f"The texts are not shown: {problem}.", class_="note"))
-    return [card("Pairs to judge the threshold by", *parts, wide=True)]
+    quoted = {"nearest": nearest, "below": below, "surest": surest}
+    return {**{name: _quoted(pairs, texts) for name, pairs in quoted.items()}, "no_texts": "" if texts else problem}
 
 
 def _removed_pairs(dedup: StageOutput) -> list[Pair]:
@@ -166,21 +154,11 @@ def _nearest(pairs: Sequence[Pair], to: float, texts: Texts) -> list[Pair]:
     return sorted(pairs, key=order)[:_EXAMPLES]
 
 
-def _quoted(pairs: Sequence[Pair], texts: Texts, first: str) -> Html:
-    """The pairs side by side; `first`: what became of the first of each, the second was kept."""
-    return Html.join_all(
-        element(
-            "div",
-            element("p", f"cosine {pair.cosine:.4f}", class_="name"),
-            _document(first, pair.first, texts),
-            _document("kept", pair.second, texts),
-            class_="pair",
-        )
-        for pair in pairs
-    )
+def _quoted(pairs: Sequence[Pair], texts: Texts) -> list[Example]:
+    return [Example(pair.cosine, _quote(pair.first, texts), _quote(pair.second, texts)) for pair in pairs]
 
 
-def _document(word: str, document_id: str, texts: Texts) -> Html:
+def _quote(document_id: str, texts: Texts) -> Quote:
     title, text = texts.get(document_id, ("", ""))
-    name = f"{word}: {cut(title or document_id, 120)}"
-    return quote(name, cut(text, _QUOTED) if text else "(its text was not among those read)" if texts else document_id)
+    missing = "(its text was not among those read)" if texts else document_id
+    return Quote(cut(title or document_id, _NAMED), cut(text, _QUOTED) if text else missing)

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from raycurate.report import charts
 from raycurate.report.context import Context
-from raycurate.report.html import (
-    Card,
-    Html,
-    Section,
-    badge,
-    card,
-    details,
-    duration,
-    element,
-    grid,
-    number,
-    paragraph,
-    table,
-)
+from raycurate.report.rendering import Section, make_section
 from raycurate.report.runs import StageOutput
+from raycurate.report.text import duration, named
 
 _COUNTED = {
     "sample-corpus": ("documents", "packages"),
@@ -33,46 +23,49 @@ _COUNTED = {
 _FIRST = 6  # counts of a stage that is not among these
 
 
-def section(context: Context) -> Section | None:
+@dataclass(frozen=True)
+class Row:
+    """A stage in the table. `state`: done, or how far from it; `reason`: why it is not simply done."""
+
+    output: StageOutput
+    state: str
+    reason: str = ""
+    finished: str = ""
+    took: str = ""
+    counts: str = ""
+
+
+def section(context: Context) -> Section:
     """Always there: a run has at least one stage."""
     outputs = context.run.outputs
-    stages = table(
-        "Every stage that has left an output, in the order of the pipeline.",
-        ["Stage", "State", "Finished (UTC)", "Took", "Counts"],
-        [_row(output) for output in outputs],
-        text_columns=(0, 1, 2, 4),
-        stacked=True,
+    versions = _versions(outputs)
+    return make_section(
+        "pipeline",
+        "Pipeline",
+        stages=[_row(output) for output in outputs],
+        left_out=_left_out(outputs),
+        time=_time(outputs),
+        parts=_parts(outputs),
+        versions=versions,
+        mixed_versions=[package for package, of_stages in versions.items() if len(of_stages) > 1],
     )
-    cards = [card("Stages", stages, *_left_out(outputs), wide=True), *_seconds(outputs), _versions(outputs)]
-    lead = "What has run, in order. A stage is done when every file that its manifest lists is there."
-    return Section("pipeline", "Pipeline", paragraph(lead), grid(*(c for c in cards if c)))
 
 
-def _row(output: StageOutput) -> list[str | Html]:
+def _row(output: StageOutput) -> Row:
+    state, reason = _state(output)
     manifest = output.manifest
-    name = Html.join_all([output.stage, element("div", output.name, class_="unit")])
     if manifest is None:
-        return [name, _state(output), "", "", ""]
-    return [
-        name,
-        _state(output),
-        element("span", manifest.created[:16].replace("T", " "), class_="time"),
-        _took(output),
-        _counts(output),
-    ]
+        return Row(output, state, reason)
+    wall = manifest.timings.get("wall")
+    took = duration(wall) if wall is not None else "–"
+    return Row(output, state, reason, manifest.created[:16].replace("T", " "), took, _counts(output))
 
 
-def _state(output: StageOutput) -> Html:
+def _state(output: StageOutput) -> tuple[str, str]:
     if not output.whole:
-        word = "not finished" if output.manifest is None and "unreadable" not in output.problem else "not whole"
-        return Html.join_all([badge(word, "bad"), element("div", output.problem, class_="unit")])
-    remark = [element("div", output.remark, class_="unit")] if output.remark else []
-    return Html.join_all([badge("done", "good") if not remark else badge("done, but older", "neutral"), *remark])
-
-
-def _took(output: StageOutput) -> str:
-    wall = output.manifest.timings.get("wall") if output.manifest else None
-    return duration(wall) if wall is not None else "–"
+        ended = output.manifest is not None or "unreadable" in output.problem
+        return "not whole" if ended else "not finished", output.problem
+    return "done, but older" if output.remark else "done", output.remark
 
 
 def _counts(output: StageOutput) -> str:
@@ -84,37 +77,34 @@ def _counts(output: StageOutput) -> str:
 
 
 def _counted(count: int, name: str) -> str:
-    said = _words(name)
+    said = named(name)
     return f"{count:,} {said.removesuffix('s') if count == 1 else said}"
 
 
-def _left_out(outputs: tuple[StageOutput, ...]) -> list[Html]:
-    """Rejects and pairs that were left out, by stage and reason."""
+def _left_out(outputs: tuple[StageOutput, ...]) -> list[tuple[str, str, str, int]]:
+    """Rejects and pairs that were left out: (stage, what became of them, reason, rows)."""
     rows = []
     for output in outputs:
         if output.manifest is None:
             continue
-        rows += [[output.stage, "rejected", _words(reason), number(n)] for reason, n in output.manifest.rejects.items()]
+        rows += [(output.stage, "rejected", reason, n) for reason, n in output.manifest.rejects.items()]
         rows += [
-            [output.stage, "left out", _words(name.removeprefix("left_out_")), number(n)]
+            (output.stage, "left out", name.removeprefix("left_out_"), n)
             for name, n in output.manifest.counts.items()
             if name.startswith("left_out_") and n
         ]
-    if not rows:
-        return [element("p", "No stage has rejected or left out anything.", class_="note")]
-    caption = "Rejected rows are listed with their reason in the folder rejects of the stage's output."
-    whole = table(caption, ["Stage", "What", "Reason", "Rows"], rows, text_columns=(0, 1, 2))
-    return [details(f"What was rejected or left out, by reason ({len(rows)})", whole)]
+    return rows
 
 
-def _words(reason: str) -> str:
-    return reason.replace("_", " ")
+def _timed(outputs: tuple[StageOutput, ...]) -> list[tuple[StageOutput, dict[str, float]]]:
+    """The stages whose time is known, with the seconds of their parts."""
+    return [(o, o.manifest.timings) for o in outputs if o.manifest and "wall" in o.manifest.timings]
 
 
-def _seconds(outputs: tuple[StageOutput, ...]) -> list[Card]:
-    timed = [(o, o.manifest.timings["wall"]) for o in outputs if o.manifest and "wall" in o.manifest.timings]
+def _time(outputs: tuple[StageOutput, ...]) -> charts.Chart | None:
+    timed = [(output, timings["wall"]) for output, timings in _timed(outputs)]
     if not timed:
-        return []
+        return None
     total = sum(seconds for _, seconds in timed)
     longest, most = max(timed, key=lambda pair: pair[1])
     several = len({o.stage for o, _ in timed}) < len(timed)
@@ -124,26 +114,23 @@ def _seconds(outputs: tuple[StageOutput, ...]) -> list[Card]:
         f"{most / total:.0%} of it."
     )
     words = charts.Words("time", "Time by stage", says)
-    drawn = charts.bars(words, labels, [s for _, s in timed], [duration(s) for _, s in timed])
-    parts = [
-        [o.stage, part.replace("_", " "), f"{value:,.1f}"]
-        for o, _ in timed
-        for part, value in (o.manifest.timings if o.manifest else {}).items()
+    return charts.bars(words, labels, [s for _, s in timed], [duration(s) for _, s in timed])
+
+
+def _parts(outputs: tuple[StageOutput, ...]) -> list[tuple[str, str, float]]:
+    """(stage, part, seconds)."""
+    return [
+        (output.stage, part, value)
+        for output, timings in _timed(outputs)
+        for part, value in timings.items()
         if not part.endswith("_per_second")
     ]
-    caption = "Seconds of the parts; parts that ran side by side add up to more than the wall clock."
-    whole = table(caption, ["Stage", "Part", "Seconds"], parts, text_columns=(0, 1))
-    return [card("Time by stage", drawn, details("Parts of each stage", whole))]
 
 
-def _versions(outputs: tuple[StageOutput, ...]) -> Card | None:
+def _versions(outputs: tuple[StageOutput, ...]) -> dict[str, list[str]]:
+    """The versions of each package that stages ran with, each once."""
     seen: dict[str, dict[str, None]] = {}
     for output in outputs:
-        for name, version in (output.manifest.versions if output.manifest else {}).items():
-            seen.setdefault(name, {})[version] = None
-    if not seen:
-        return None
-    mixed = [name for name, versions in seen.items() if len(versions) > 1]
-    note = f"Stages ran with different versions of {', '.join(mixed)}." if mixed else "The same in every stage."
-    rows = [[name, ", ".join(versions)] for name, versions in seen.items()]
-    return card("Versions", table(note, ["Package", "Version"], rows, text_columns=(0, 1)))
+        for package, version in (output.manifest.versions if output.manifest else {}).items():
+            seen.setdefault(package, {})[version] = None
+    return {package: list(versions) for package, versions in seen.items()}

@@ -12,23 +12,12 @@ import numpy as np
 from raycurate.core import storage
 from raycurate.core.errors import InputError
 from raycurate.report import charts
+from raycurate.report.charts import Chart
 from raycurate.report.context import Context
-from raycurate.report.html import (
-    Card,
-    Html,
-    Section,
-    badge,
-    card,
-    counted,
-    details,
-    duration,
-    grid,
-    paragraph,
-    signed,
-    table,
-)
+from raycurate.report.rendering import Section, make_section
 from raycurate.report.runs import Run, StageOutput
 from raycurate.report.sampling import read_json
+from raycurate.report.text import counted
 
 _LOG_LINES = 100_000  # that are read of a log
 _POINTS = 500  # of a curve
@@ -74,8 +63,19 @@ def section(context: Context) -> Section | None:
     found = _read(context.run)
     if found is None:
         return None
-    cards = [*_loss_card(found), *_dev_cards(found), *_validation_cards(found), *_curve_cards(found)]
-    return Section("training", "Training", _lead(found), grid(*cards))
+    output = found.output
+    return make_section(
+        "training",
+        "Training",
+        output=output,
+        seconds=output.manifest.timings.get("train") if output.manifest else None,
+        best=found.best,
+        metric=found.metric,
+        last_step=max((int(row["step"]) for row in found.rows), default=0),
+        loss=_loss_chart(found),
+        dev=_dev(found),
+        curves={**_validation_charts(found), **_curve_charts(found)},
+    )
 
 
 def _read(run: Run) -> Training | None:
@@ -122,23 +122,6 @@ def _checkpoints(output: StageOutput) -> list[Checkpoint]:
     return sorted(found, key=lambda c: c.step)
 
 
-def _lead(found: Training) -> Html:
-    output = found.output
-    if not output.whole:
-        steps = max((int(row["step"]) for row in found.rows), default=0)
-        says = f"The training in {output.name} is not finished ({output.problem}); its log goes to step {steps:,}."
-        return Html.join_all([badge("not finished", "bad"), " ", says])
-    options, wall = output.options, (output.manifest.timings if output.manifest else {}).get("train")
-    early = ", stopped early" if output.count("stopped_early") else ""
-    says = (
-        f"{options.get('model')} was trained on {counted(output.count('questions'), 'question')} in "
-        f"{counted(output.count('steps'), 'step')} of {options.get('global_batch_size')}{early}"
-        f"{', in ' + duration(wall) if wall else ''}, with the loss {options.get('loss')}. The best checkpoint is "
-        f"{found.best}{' by ' + found.metric if found.metric else ', the last one'}."
-    )
-    return paragraph(says)
-
-
 def _series(rows: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values that are numbers."""
     kept = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
@@ -153,10 +136,11 @@ def _thinned(steps: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.array([steps[p].mean() for p in parts]), np.array([numbers[p].mean() for p in parts])
 
 
-def _loss_card(found: Training) -> list[Card]:
+def _loss_chart(found: Training) -> Chart | None:
+    """None where no step has a loss."""
     steps, losses = _series(found.rows, "loss")
     if not len(steps):
-        return []
+        return None
     smooth = np.empty_like(losses)
     mean = 0.0
     for place, loss in enumerate(losses):
@@ -174,34 +158,43 @@ def _loss_card(found: Training) -> list[Card]:
         charts.Line("every step", *_thinned(steps, losses), faint=True),
         charts.Line("running mean", *_thinned(steps, smooth)),
     ]
-    return [card("Training loss", charts.lines(words, series))]
+    return charts.lines(words, series)
 
 
-def _dev_cards(found: Training) -> list[Card]:
-    """Dev metrics of the best checkpoint against the base; a curve, and every checkpoint on request."""
-    names = [name for name in _DEV if any(name in c.metrics for c in found.checkpoints)]
-    if not names:
-        return []
+@dataclass(frozen=True)
+class Dev:
+    """The dev questions, searched in the whole corpus.
+
+    Attributes:
+        metrics: their names, those that were measured.
+        rows: (metric, before training, of the best checkpoint).
+        checkpoints: (step, its metrics) of each.
+        chart: of the first metric; None where there is one value only.
+    """
+
+    metrics: list[str]
+    rows: list[tuple[str, float | None, float | None]]
+    checkpoints: list[tuple[int, list[float | None]]]
+    chart: Chart | None
+
+
+def _dev(found: Training) -> Dev | None:
+    """None where no checkpoint was measured by dev questions."""
+    keys = [key for key in _DEV if any(key in c.metrics for c in found.checkpoints)]
+    if not keys:
+        return None
     best = next((c for c in found.checkpoints if c.name == found.best), found.checkpoints[-1])
-    rows = [[_DEV[name], *_before_and_after(found.base.get(name), best.metrics.get(name))] for name in names]
-    whole = table("Dev questions, searched in the whole corpus.", ["Metric", "Before", "Best", "Change"], rows)
-    shown = [c for c in found.checkpoints if names[0] in c.metrics]
-    parts = [whole]
-    if shown and (len(shown) > 1 or names[0] in found.base):
-        parts.insert(0, _dev_chart(found, names[0], shown, best))
-    if len(found.checkpoints) > 1:
-        each = [[f"step {c.step:,}", *(_value(c.metrics.get(name)) for name in names)] for c in found.checkpoints]
-        head = ["Checkpoint", *(_DEV[name] for name in names)]
-        parts.append(details("Every checkpoint", table("Checkpoints that are still there.", head, each)))
-    return [card("Dev questions by checkpoint", *parts)]
+    measured = [c for c in found.checkpoints if keys[0] in c.metrics]
+    drawn = measured and (len(measured) > 1 or keys[0] in found.base)
+    return Dev(
+        [_DEV[key] for key in keys],
+        [(_DEV[key], found.base.get(key), best.metrics.get(key)) for key in keys],
+        [(c.step, [c.metrics.get(key) for key in keys]) for c in found.checkpoints],
+        _dev_chart(found, keys[0], measured, best) if drawn else None,
+    )
 
 
-def _before_and_after(before: float | None, after: float | None) -> list[str]:
-    change = "" if before is None or after is None else signed(after - before)
-    return [_value(before), _value(after), change]
-
-
-def _dev_chart(found: Training, name: str, shown: Sequence[Checkpoint], best: Checkpoint) -> Html:
+def _dev_chart(found: Training, name: str, shown: Sequence[Checkpoint], best: Checkpoint) -> Chart:
     before = found.base.get(name)
     steps = [c.step for c in shown]
     measured = [c.metrics[name] for c in shown]
@@ -216,12 +209,9 @@ def _dev_chart(found: Training, name: str, shown: Sequence[Checkpoint], best: Ch
     return charts.lines(words, [line], levels=levels, star=(best.step, best.metrics[name]))
 
 
-def _value(number: float | None) -> str:
-    return "" if number is None else f"{number:.4f}"
-
-
-def _validation_cards(found: Training) -> list[Card]:
-    cards = []
+def _validation_charts(found: Training) -> dict[str, Chart]:
+    """Title -> chart."""
+    drawn = {}
     for name, said in _VAL.items():
         steps, numbers = _series(found.rows, name)
         if not len(steps):
@@ -231,9 +221,8 @@ def _validation_cards(found: Training) -> list[Card]:
         words = charts.Words(name, f"Validation {said} by step", says, x="step", y=f"validation {said}")
         dots = len(steps) <= 40
         line = charts.Line(said, *_thinned(steps, numbers), dots=dots)
-        drawn = charts.lines(words, [line], star=(float(steps[place]), float(numbers[place])))
-        cards.append(card(f"Validation {said}", drawn))
-    return cards
+        drawn[f"Validation {said}"] = charts.lines(words, [line], star=(float(steps[place]), float(numbers[place])))
+    return drawn
 
 
 _CURVES = {
@@ -244,8 +233,9 @@ _CURVES = {
 """Name in the log -> title, label of the axis, what is said of it."""
 
 
-def _curve_cards(found: Training) -> list[Card]:
-    cards = []
+def _curve_charts(found: Training) -> dict[str, Chart]:
+    """Title -> chart."""
+    drawn = {}
     for name, (title, axis, pattern) in _CURVES.items():
         steps, numbers = _series(found.rows, name)
         if len(steps) < 2:
@@ -256,5 +246,5 @@ def _curve_cards(found: Training) -> list[Card]:
         if name == "grad_norm" and limit:
             says += f" Clipping to {limit:g} changed {float(np.mean(numbers > limit)):.0%} of the steps."
         words = charts.Words(name.replace("_", "-"), f"{title} by step", says, x="step", y=axis)
-        cards.append(card(title, charts.lines(words, [charts.Line(title, *_thinned(steps, numbers))])))
-    return cards
+        drawn[title] = charts.lines(words, [charts.Line(title, *_thinned(steps, numbers))])
+    return drawn
