@@ -229,7 +229,7 @@ class KMeansGroup:
         """
         import ray
 
-        from raycurate.ray_runtime.cluster import user_error
+        from raycurate.ray_runtime.cluster import raise_user_error
 
         waiting = list(calls)
         while waiting:
@@ -237,9 +237,7 @@ class KMeansGroup:
             try:
                 ray.get(ready)
             except ray.exceptions.RayTaskError as error:
-                found = user_error(error)
-                if found is not None:
-                    raise found from error
+                raise_user_error(error)
                 self.process_ids()  # raises for one lost
                 raise
         return ray.get(calls)

@@ -50,14 +50,15 @@ def _ask(config: EmbedConfig) -> str:
 def _in_task(function: Any, *arguments: Any) -> Any:
     import ray
 
-    from raycurate.ray_runtime.cluster import remote_task, user_error
+    from raycurate.ray_runtime.cluster import raise_user_error, remote_task
 
     if not ray.is_initialized():
         return function(*arguments)
     try:
         return ray.get(remote_task(function, name="ReadContract", num_cpus=0).remote(*arguments))
     except ray.exceptions.RayTaskError as error:
-        raise user_error(error) or error from None
+        raise_user_error(error)
+        raise
 
 
 def settle_dtype(plan: EmbedPlan) -> EmbedPlan:

@@ -38,7 +38,7 @@ class Teacher:
         """
         import ray
 
-        from raycurate.ray_runtime.cluster import user_error
+        from raycurate.ray_runtime.cluster import raise_user_error
 
         cuts = np.linspace(0, len(texts), len(self._actors) + 1).astype(int)
         try:
@@ -50,8 +50,8 @@ class Teacher:
                 ]
             )
         except Exception as error:
-            found = user_error(error)
-            raise found if found is not None else error from error
+            raise_user_error(error)
+            raise
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
     def close(self) -> None:

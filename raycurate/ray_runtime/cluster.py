@@ -33,6 +33,7 @@ __all__ = ["Capacity", "NodeShape", "OperatorDemand", "PlanReport", "Resources",
 _READ_ONLY_TYPE = re.compile("node_[0-9a-f]{56}")  # node type in the report of a plain head's monitor
 _promised: list[Callable[[], object]] = []  # how this process comes by a Ray once there is work for it
 _OWN_ERROR = re.compile(r"^raycurate\.core\.errors\.\w+: (.+)$", re.MULTILINE)  # as a traceback ends
+_OF_RAY_TRAIN = ("controller_failure", "_base_exc")  # attributes of its errors that hold another
 _NODE_GROUP = "ray.io/node-group"  # Ray's label on nodes that a launcher or an operator made
 _RUNTIME_ENV_KEYS = ("uv", "pip", "py_executable", "image_uri", "env_vars")
 # What object stores answer now and then and answer differently a moment later, beyond Ray's own list.
@@ -72,7 +73,7 @@ def require_ray(where: str) -> None:
 
 
 def user_error(error: BaseException) -> RaycurateError | None:
-    """The RaycurateError inside what Ray made of it on its way from a worker, or None when there is none."""
+    """The RaycurateError inside what Ray or Ray Train made of it on its way from a worker; None where there is none."""
     seen: list[BaseException] = []
     queue: list[BaseException | None] = [error]
     while queue:
@@ -82,10 +83,18 @@ def user_error(error: BaseException) -> RaycurateError | None:
         if isinstance(current, RaycurateError) and not hasattr(current, "cause"):
             return current
         seen.append(current)
-        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
+        queue += [getattr(current, name, None) for name in ("cause", *_OF_RAY_TRAIN)]
+        queue += [*getattr(current, "worker_failures", {}).values(), current.__cause__, current.__context__]
     # Of an error in an actor's constructor Ray keeps the text only.
     said = [line for one in seen for line in _OWN_ERROR.findall(str(one))]
     return RaycurateError(said[-1]) if said else None
+
+
+def raise_user_error(error: BaseException) -> None:
+    """Raise the RaycurateError inside `error`; where there is none, or it is `error` itself, the caller goes on."""
+    found = user_error(error)
+    if found is not None and found is not error:
+        raise found from error
 
 
 def capacity() -> Capacity:

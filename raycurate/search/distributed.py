@@ -190,15 +190,13 @@ def _cut(blocks: Generator[tuple[int, Hits], None, None], size: int) -> Iterator
 def _next(ahead: deque[_Ahead]) -> tuple[int, Hits]:
     import ray
 
-    from raycurate.ray_runtime.cluster import user_error
+    from raycurate.ray_runtime.cluster import raise_user_error
 
     block = ahead.popleft()
     try:
         return block.first, ray.get(block.merged)
     except ray.exceptions.RayError as error:
-        found = user_error(error)
-        if found is not None:
-            raise found from error
+        raise_user_error(error)
         if isinstance(error, ray.exceptions.WorkerCrashedError | ray.exceptions.OutOfMemoryError):
             raise RaycurateError(
                 f"the worker of a task died {_RETRIES + 1} times ({error})",

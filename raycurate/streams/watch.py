@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from raycurate.core import storage
 from raycurate.core.observe import Progress, get_logger
-from raycurate.ray_runtime.cluster import user_error
+from raycurate.ray_runtime.cluster import raise_user_error
 from raycurate.streams.staging import REJECT_REASON, StagingSink
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ def write_staged(
         with StagingWatch(sink.folder, label, unit=unit, total=total, resumes=resumes):
             dataset.write_datasink(sink, ray_remote_args={"num_cpus": num_cpus})
     except Exception as error:
-        ours = user_error(error)
-        raise ours if ours is not None else error from error
+        raise_user_error(error)
+        raise
 
 
 def _rejects(footer: pq.FileMetaData) -> int:

@@ -299,6 +299,11 @@ def test_a_users_error_in_a_worker_comes_back_as_itself() -> None:
     found = cluster.user_error(caught.value)
     assert type(found) is ConfigError and str(found) == "row 1: that cannot be. Change it"
     assert cluster.user_error(ValueError("x")) is None
+    with pytest.raises(ConfigError) as raised:
+        cluster.raise_user_error(caught.value)
+    assert raised.value.__cause__ is caught.value
+    cluster.raise_user_error(ValueError("x"))
+    cluster.raise_user_error(raised.value)  # it is the user's already, and would be its own cause
 
 
 # ---------------------------------------------------------------------------- with heads in processes of their own

@@ -12,8 +12,9 @@ from raycurate.core.config import load_recipe
 from raycurate.core.errors import CapacityError, ConfigError, InputError, RaycurateError
 from raycurate.pipeline import STAGES, config_of
 from raycurate.ray_runtime.capacity import Capacity, NodeShape
+from raycurate.ray_runtime.cluster import user_error
 from raycurate.stages.finetune.config import FinetuneConfig
-from raycurate.stages.finetune.driver import Layout, _own_error, layout
+from raycurate.stages.finetune.driver import Layout, layout
 
 BASE: dict[str, Any] = {"train": "train.jsonl", "model": "some/model", "output": "out"}
 
@@ -190,6 +191,6 @@ def test_a_users_error_is_found_in_what_ray_train_makes_of_it() -> None:
         ControllerError(ours),
     ]
     for error in errors:
-        found = _own_error(error)
+        found = user_error(error)
         assert isinstance(found, RaycurateError) and str(found) == "here: no"
-    assert _own_error(WorkerGroupError("a worker died", {0: ConnectionError("peer")})) is None
+    assert user_error(WorkerGroupError("a worker died", {0: ConnectionError("peer")})) is None

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raycurate.core import storage
-from raycurate.core.errors import RaycurateError
 from raycurate.core.manifest import STAGING
 from raycurate.core.observe import get_logger
 from raycurate.ray_runtime.capacity import asked_gpus
 from raycurate.ray_runtime.cluster import (
     Capacity,
     OperatorDemand,
+    raise_user_error,
     user_error,
 )
 from raycurate.stages.finetune.config import FinetuneConfig
@@ -184,8 +184,8 @@ def fit(job: Job) -> Trained:
         try:
             result = _trainer(job).fit()
         except TrainingFailedError as error:
-            found = _own_error(error)
-            raise found if found is not None else error from error
+            raise_user_error(error)
+            raise
     _take_validations(job, result)
     return result.return_value
 
@@ -287,24 +287,11 @@ def _stop_on_user_errors() -> Any:
     class StopOnUserErrors(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             for error in worker_exceptions.values():
-                found = _own_error(error)
+                found = user_error(error)
                 if found is not None:
                     raise found  # which makes it the controller's error, and that one is not tried again
 
     return StopOnUserErrors()
-
-
-def _own_error(error: BaseException) -> RaycurateError | None:
-    """The RaycurateError inside what Ray Train made of it."""
-    inside = [getattr(error, "controller_failure", None), getattr(error, "_base_exc", None)]
-    inside += list(getattr(error, "worker_failures", {}).values())
-    for each in [error, *inside]:
-        if each is None:
-            continue
-        found = user_error(each) or (_own_error(each) if each is not error else None)
-        if found is not None:
-            return found
-    return None
 
 
 @contextmanager
