@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from bm25s.tokenization import Tokenizer
 
 K1, B = 0.9, 0.4
 """As in Anserini's BEIR baselines."""
 
-_WORD = re.compile(r"\w+")
-_ENGLISH = """a an and are as at be but by for if in into is it no not of on or such that the their then there these
-they this to was will with"""  # Lucene's stop words
-_STOP_WORDS = frozenset(_ENGLISH.split())
+_WORD = r"\w+"  # bm25s' own pattern leaves out words of one letter, which Lucene keeps
 
 
-def tokens(text: str) -> list[str]:
-    """Words in lower case as Lucene's English analyser has them before stemming; there is none here."""
-    return [word for word in _WORD.findall(text.lower()) if word not in _STOP_WORDS]
+def english_tokenizer() -> Tokenizer:
+    """Words in lower case without Lucene's English stop words, stemmed by Snowball's English stemmer.
+
+    Words of other languages are stemmed alike in questions and documents, so equal words stay equal.
+    """
+    import Stemmer
+    from bm25s.tokenization import Tokenizer
+
+    return Tokenizer(splitter=_WORD, stopwords="english", stemmer=Stemmer.Stemmer("english"))
 
 
 def bm25_search(corpus_texts: Sequence[str], queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,14 +39,17 @@ def bm25_search(corpus_texts: Sequence[str], queries: Sequence[str], k: int) -> 
     k = min(k, len(corpus_texts))
     rows_QK = np.full((len(queries), k), -1, np.int64)
     scores_QK = np.full((len(queries), k), -np.inf, np.float32)
-    vocabulary: dict[str, int] = {}
-    corpus = [[vocabulary.setdefault(t, len(vocabulary)) for t in tokens(text)] for text in corpus_texts]
-    asked = [[vocabulary[t] for t in tokens(text) if t in vocabulary] for text in queries]
+    tokenizer = english_tokenizer()
+    # A text without words has no tokens: bm25s would give it an empty one, which all such texts share.
+    corpus = tokenizer.tokenize(
+        corpus_texts, update_vocab=True, return_as="tuple", allow_empty=False, show_progress=False
+    )
+    asked = tokenizer.tokenize(queries, update_vocab=False, allow_empty=False, show_progress=False)
     known = [place for place, words in enumerate(asked) if words]
     if not known:
         return rows_QK, scores_QK
     index = bm25s.BM25(method="lucene", k1=K1, b=B)
-    index.index((corpus, vocabulary), show_progress=False)
+    index.index(corpus, show_progress=False)
     found, scores = index.retrieve([asked[p] for p in known], k=k, show_progress=False, n_threads=1)
     order = np.lexsort((found, -scores))
     found, scores = np.take_along_axis(found, order, 1), np.take_along_axis(scores, order, 1)

@@ -142,7 +142,6 @@ def test_order_of_queries_does_not_matter() -> None:
 
 
 def test_bm25_on_a_real_test_set(shared_data: Path) -> None:
-    pytest.importorskip("bm25s")
     from raycurate.data.corpora.beir import read_beir
     from raycurate.retrieval.lexical import retrieve_bm25
 
@@ -150,4 +149,7 @@ def test_bm25_on_a_real_test_set(shared_data: Path) -> None:
     run = retrieve_bm25(data, 101)  # one more than the largest cut: a document with the query's own id is passed over
     found = evaluate_hits(data.qrels, run.query_ids, run.document_ids_QK, run.scores_QK)
     assert found.queries == 300
-    assert found["NDCG@10"] == pytest.approx(0.665, abs=0.01)  # what is published of it, with a stemmer
+    # Anserini has 0.6789 and 0.9253 with Lucene's English analyser and one field of title and text
+    # (docs/reproduce/from-document-collection/beir-v1.0.0-scifact.flat.md there); its stemmer is Porter's older one.
+    assert found["NDCG@10"] == pytest.approx(0.6789, abs=0.003)
+    assert found["Recall@100"] == pytest.approx(0.9253, abs=0.005)

@@ -7,13 +7,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from raycurate.core.errors import InputError
 from raycurate.data.corpora.beir import write_beir
-from raycurate.retrieval.bm25 import bm25_search, tokens
+from raycurate.retrieval.bm25 import bm25_search, english_tokenizer
 from tests.prep.test_convert import converted, files, lines
 
 
@@ -208,16 +209,11 @@ def test_beir_without_test(tmp_path: Path) -> None:
 
 def test_bm25_by_hand() -> None:
     """Lucene's form: idf ln(1 + (N - n + 0.5) / (n + 0.5)), tf / (tf + k1 (1 - b + b |d| / avg))."""
-    pytest.importorskip("bm25s")
     import math
 
     corpus = ["red red fish", "blue fish", "a bird and the sky of it", "nothing shared"]
-    assert [tokens(t) for t in corpus] == [
-        ["red", "red", "fish"],
-        ["blue", "fish"],
-        ["bird", "sky"],
-        ["nothing", "shared"],
-    ]
+    words = english_tokenizer().tokenize(corpus, return_as="string", allow_empty=False, show_progress=False)
+    assert words == [["red", "red", "fish"], ["blue", "fish"], ["bird", "sky"], ["noth", "share"]]
     found, scores = bm25_search(corpus, ["Red fish", "zebra", "the sky"], 3)
     mean = (3 + 2 + 2 + 2) / 4
 
@@ -228,3 +224,23 @@ def test_bm25_by_hand() -> None:
     assert found.tolist() == [[0, 1, -1], [-1, -1, -1], [2, -1, -1]]
     assert scores[0].tolist() == pytest.approx([score(2, 3, 1) + score(1, 3, 2), score(1, 2, 2), -math.inf], rel=1e-5)
     assert scores[2, 0] == pytest.approx(score(1, 2, 1), rel=1e-5)
+
+
+def test_bm25_finds_other_forms_of_an_english_word() -> None:
+    found, _ = bm25_search(["The cells were dividing.", "a stone"], ["How does a cell divide?"], 2)
+    assert found.tolist() == [[0, -1]]
+
+
+def test_bm25_finds_words_of_other_languages_as_they_are() -> None:
+    corpus = ["Die Häuser am Fluß", "Η γρήγορη αλεπού", "быстрая лиса прыгает", "狐狸 跳 過", "vitamin C"]
+    found, _ = bm25_search(corpus, ["häuser", "ΑΛΕΠΟΎ", "Лиса", "跳", "c", "Flüsse"], 2)
+    assert found.tolist() == [[0, -1], [1, -1], [2, -1], [3, -1], [4, -1], [-1, -1]]
+
+
+def test_bm25_of_texts_without_words() -> None:
+    asked = ["", "?!", "of the", "fish"]
+    found, scores = bm25_search(["", "one fish", "?!", "the"], asked, 9)
+    assert found.tolist() == [[-1] * 4, [-1] * 4, [-1] * 4, [1, -1, -1, -1]]
+    assert np.isneginf(scores[:3]).all() and scores[3, 0] > 0
+    assert bm25_search(["", "the"], asked, 9)[0].tolist() == [[-1, -1]] * 4  # a corpus without any word
+    assert bm25_search(["fish"], [], 9)[0].shape == (0, 1)

@@ -12,7 +12,7 @@ from raycurate.encoders.declared import BY_ROLE, RoleOptions, decisive, of_any_m
 from raycurate.retrieval.metrics import K_VALUES
 from raycurate.retrieval.results import BASE, BM25, FINETUNED, SERVED
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2  # 2: BM25 stems words
 FUSED = "bm25+{}"
 
 
