@@ -9,6 +9,7 @@ from raycurate.data.documents.rows import TEXT_CUT
 from raycurate.encoders.embed_options import EmbedConfig
 from raycurate.encoders.operators import SECONDS_READ, WORKING_SUMS, Encode, Tokenise, require_text_field
 from raycurate.encoders.plan import EmbedPlan, make_plan
+from raycurate.ray_runtime import private
 from raycurate.streams.staging import MADE_AT
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _refuse_unsafe_checkpoint(dataset: Dataset) -> None:
     """Ray Data filters finished rows right behind reads; other leaves would be written twice on resume."""
     if dataset.context.checkpoint_config is None:
         return
-    waiting = [dataset._logical_plan.dag]
+    waiting = [private.logical_plan(dataset).dag]
     while waiting:
         operator = waiting.pop()
         waiting += operator.input_dependencies

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from raycurate.core.errors import ConfigError, RaycurateError
 from raycurate.core.redaction import REDACTED, redact
+from raycurate.ray_runtime import private
 from raycurate.ray_runtime.capacity import (
     UNLIMITED,
     Capacity,
@@ -33,7 +34,6 @@ __all__ = ["Capacity", "NodeShape", "OperatorDemand", "PlanReport", "Resources",
 _READ_ONLY_TYPE = re.compile("node_[0-9a-f]{56}")  # node type in the report of a plain head's monitor
 _promised: list[Callable[[], object]] = []  # how this process comes by a Ray once there is work for it
 _OWN_ERROR = re.compile(r"^raycurate\.core\.errors\.\w+: (.+)$", re.MULTILINE)  # as a traceback ends
-_OF_RAY_TRAIN = ("controller_failure", "_base_exc")  # attributes of its errors that hold another
 _NODE_GROUP = "ray.io/node-group"  # Ray's label on nodes that a launcher or an operator made
 _RUNTIME_ENV_KEYS = ("uv", "pip", "py_executable", "image_uri", "env_vars")
 # What object stores answer now and then and answer differently a moment later, beyond Ray's own list.
@@ -83,7 +83,8 @@ def user_error(error: BaseException) -> RaycurateError | None:
         if isinstance(current, RaycurateError) and not hasattr(current, "cause"):
             return current
         seen.append(current)
-        queue += [getattr(current, name, None) for name in ("cause", *_OF_RAY_TRAIN)]
+        queue += [getattr(current, name, None) for name in ("cause", "controller_failure")]
+        queue += [private.wrapped_error(current)]
         queue += [*getattr(current, "worker_failures", {}).values(), current.__cause__, current.__context__]
     # Of an error in an actor's constructor Ray keeps the text only.
     said = [line for one in seen for line in _OWN_ERROR.findall(str(one))]
@@ -104,19 +105,18 @@ def capacity() -> Capacity:
     and no configuration is there, `autoscaler` is True and `maximum` None.
     """
     import ray
-    from ray._private.state import state
 
     nodes = tuple(NodeShape(n["Resources"], n.get("Labels") or {}, name=n["NodeID"]) for n in ray.nodes() if n["Alive"])
-    config = state.get_cluster_config()
+    config = private.autoscaler_config()
     configured = config.node_group_configs if config else []
     groups = tuple(
         NodeShape({k: float(v) for k, v in g.resources.items()}, count=g.max_count, name=g.name)
         for g in configured
         if g.resources and (g.max_count > 0 or g.max_count == UNLIMITED)
     )
-    maximum = state.get_max_resources_from_cluster_config()
+    maximum = private.autoscaler_maximum()
     marked = any(_NODE_GROUP in n.labels for n in nodes) or _autoscaler_reports()
-    here = ray._private.worker.global_worker.node
+    here = private.own_node()
     owned = here is not None and here.is_head()
     return Capacity(nodes, groups, maximum, autoscaler=bool(groups) or (config is None and marked), owned=owned)
 
@@ -127,9 +127,7 @@ def _autoscaler_reports() -> bool:
     The read-only monitor of a plain head writes one too, after some seconds; it names each node as a type of its own,
     `node_<id>`, where a launcher's types have names.
     """
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    report = json.loads(_internal_kv_get("__autoscaling_status") or b"{}").get("autoscaler_report") or {}
+    report = json.loads(private.autoscaler_status() or b"{}").get("autoscaler_report") or {}
     types = [*(report.get("active_nodes") or {}), *(report.get("idle_nodes") or {})]
     return bool(report) and not all(_READ_ONLY_TYPE.fullmatch(name) for name in types)
 
@@ -216,12 +214,10 @@ def data_context(ds: Dataset | None, *, block_bytes: int | None = None, verbose:
 
 def resume_demand(checkpointed_bytes: int = 0) -> OperatorDemand:
     """The filter actors that Ray Data adds to a resumed plan (1 CPU, and 1 GiB or 1.5 times the stored ids)."""
-    from ray.data._internal.planner.checkpoint.plan_read_op import CHECKPOINT_MEMORY_SAFETY_FACTOR
     from ray.data.checkpoint import CheckpointConfig
 
-    memory = max(
-        CheckpointConfig.CHECKPOINT_ACTOR_MEMORY_BYTES, int(checkpointed_bytes * CHECKPOINT_MEMORY_SAFETY_FACTOR)
-    )
+    stored = int(checkpointed_bytes * private.checkpoint_memory_factor())
+    memory = max(CheckpointConfig.CHECKPOINT_ACTOR_MEMORY_BYTES, stored)
     return OperatorDemand("CheckpointFilter", CheckpointConfig.CHECKPOINT_ACTOR_POOL_MIN_SIZE, 1.0, memory=memory)
 
 
@@ -230,29 +226,18 @@ def dataset_demands(ds: Dataset) -> list[OperatorDemand]:
 
     The write that is still to come is not in it. A plan that resumes from a checkpoint has its filter actors counted.
     """
-    import copy
-
-    from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
-    from ray.data._internal.logical.optimizers import get_execution_plan
-
-    plan = copy.copy(ds._logical_plan)
-    plan._context = plan.context.copy()
-    resumes = plan._context._checkpoint_config is not None
-    plan._context._checkpoint_config = None  # planning with it would already load the ids
+    operators, resumes = private.planned(ds)
     demands = [resume_demand()] if resumes else []
-    physical, _ = get_execution_plan(plan)
-    for operator in physical.dag.post_order_iter():
-        each = operator.min_scheduling_resources()
-        arguments = getattr(operator, "_ray_remote_args", {})
+    for operator in operators:
+        each, arguments, actors = private.demand_of(operator)
         custom = dict(arguments.get("resources") or {})
         if arguments.get("accelerator_type"):
             custom[f"accelerator_type:{arguments['accelerator_type']}"] = 0.001
-        pool = isinstance(operator, ActorPoolMapOperator)
-        if not pool and not (each.cpu or each.gpu or each.memory or custom):
+        if actors is None and not (each.cpu or each.gpu or each.memory or custom):
             continue
-        workers = operator._actor_pool.min_size() if isinstance(operator, ActorPoolMapOperator) else 1
+        workers = 1 if actors is None else actors
         labels = dict(arguments.get("label_selector") or {})
-        kind: Any = "actors" if pool else "tasks"
+        kind: Any = "tasks" if actors is None else "actors"
         demands.append(OperatorDemand(operator.name, workers, each.cpu, each.gpu, each.memory, custom, kind, labels))
     return demands
 

@@ -17,15 +17,15 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from raycurate.core.errors import ConfigError, RaycurateError
 from raycurate.core.observe import get_logger
-from raycurate.ray_runtime import leftovers
+from raycurate.ray_runtime import leftovers, private
 
 TOKEN_HELP = (
     "This cluster asks for Ray's token: set RAY_AUTH_MODE=token and give the token of the cluster in RAY_AUTH_TOKEN, "
@@ -89,8 +89,7 @@ def connect(
             )
         os.environ.update(environment or {})  # what it starts inherits it
         _start(num_cpus=num_cpus, include_dashboard=dashboard)
-        node: Any = ray._private.worker.global_worker.node
-        leftovers.watch(node.get_session_dir_path())
+        leftovers.watch(private.own_node().get_session_dir_path())
         return _info(owned=True)
     if num_cpus is not None:
         raise ConfigError(
@@ -100,7 +99,7 @@ def connect(
     _knock(target)
     extra: dict[str, Any] = {"runtime_env": {"env_vars": environment}} if environment else {}
     if not in_job():
-        extra["job_config"] = _job_config()
+        extra["job_config"] = private.own_path_job()
     try:
         ray.init(address=target, logging_level=logging.WARNING, **extra)
     except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
@@ -120,8 +119,7 @@ def _info(*, owned: bool) -> ClusterInfo:
     import ray
 
     context = ray.get_runtime_context()
-    node: Any = ray._private.worker.global_worker.node
-    url = node.address_info.get("webui_url")
+    url = private.own_node().address_info.get("webui_url")
     return ClusterInfo(context.gcs_address, owned, f"http://{url}" if url else None, in_job())
 
 
@@ -139,11 +137,9 @@ def _start(**options: Any) -> None:
     _check_limits()
     began = time.monotonic()
     try:
-        with _loopback(), _patience():
-            ray.init(
-                address="local", _node_ip_address=_LOOPBACK, job_config=_job_config(), logging_level=logging.WARNING,
-                **options,
-            )  # fmt: skip
+        with private.on_address(_LOOPBACK) as place, _patience():
+            options |= {"job_config": private.own_path_job(), "logging_level": logging.WARNING}
+            ray.init(address="local", **place, **options)
     except (Exception, SystemExit) as error:
         ray.shutdown()
         if isinstance(error, RaycurateError):
@@ -151,36 +147,12 @@ def _start(**options: Any) -> None:
         _explain_start(error, time.monotonic() - began)
 
 
-def _job_config() -> Any:
-    """A job that does not add the driver's folders to its workers' path, as Ray does by itself, in front."""
-    from ray.job_config import JobConfig
-
-    class OwnPathOnly(JobConfig):
-        def _runtime_env_has_working_dir(self) -> bool:  # what Ray asks before it adds them
-            return True
-
-    return OwnPathOnly()
-
-
-@contextmanager
-def _loopback() -> Iterator[None]:
-    """Ray takes 127.0.0.1 for its address inside the block; it would replace it by the network's else."""
-    from ray._private import ray_constants
-
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False  # as on macOS and Windows: no other machine will join
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-@contextmanager
-def _patience() -> Iterator[None]:
+def _patience() -> AbstractContextManager[None]:
     """Wait up to START_S for the node to come up, as long as its processes live; Ray itself waits 30 s."""
-    from ray._private import services
+    return private.asking_for_node(_until_it_answers)
 
-    ask = services.get_node
+
+def _until_it_answers(ask: Callable[..., Any]) -> Callable[..., Any]:
     deadline = time.monotonic() + START_S
 
     def ask_until(*arguments: Any) -> Any:
@@ -201,11 +173,7 @@ def _patience() -> Iterator[None]:
                     log.warning("Ray is slow to start (%s); waiting up to %.0f s", _load(), START_S)
                 time.sleep(0.2)
 
-    services.get_node = ask_until
-    try:
-        yield
-    finally:
-        services.get_node = ask
+    return ask_until
 
 
 def _load() -> str:
@@ -290,7 +258,6 @@ def _knock(target: str) -> None:
 
     Ray itself tries a wrong token twenty times, and a dead address for a minute before it ends the process.
     """
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
     from ray.exceptions import RayError
 
     host, colon, port = target.rpartition(":")
@@ -298,7 +265,7 @@ def _knock(target: str) -> None:
         return  # `auto`, which Ray looks up by itself
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        GcsClient(address=target)
+        private.ask_gcs(target)
     except (OSError, RuntimeError, RayError) as error:
         _explain_connection(error, target)
 

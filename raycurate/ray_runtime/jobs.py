@@ -29,6 +29,7 @@ from raycurate.core.config import SHARED_KEYS, Recipe
 from raycurate.core.errors import ConfigError, RaycurateError
 from raycurate.core.places import is_no_path, kind_at
 from raycurate.core.redaction import hide_credentials, redact
+from raycurate.ray_runtime import private
 from raycurate.ray_runtime.cluster import refuse_secrets
 from raycurate.ray_runtime.connect import TOKEN_HELP
 
@@ -243,11 +244,9 @@ def _use_token_of_this_machine(address: str | None) -> None:
 
     `ray start` and `ray.init` do the same. To another machine the token goes only where RAY_AUTH_MODE says so.
     """
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-
     host = urlsplit(address if "://" in address else f"//{address}").hostname if address else None
     if host is None or _is_this_machine(host):
-        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        private.use_token_if_there()
 
 
 def _is_this_machine(host: str) -> bool:

@@ -31,7 +31,8 @@ from raycurate.core.errors import RaycurateError
 
 if TYPE_CHECKING:
     import ray
-    from ray.data._internal.execution.interfaces import TaskContext
+
+    from raycurate.ray_runtime.private import TaskContext
 
 ROW_KEY = "_row_key"
 COMPLETE = "complete.json"
