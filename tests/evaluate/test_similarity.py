@@ -38,7 +38,9 @@ def save_model(folder: Path, similarity: str | None) -> str:
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("similarity", ["dot", *(pytest.param(one, marks=pytest.mark.slow) for one in ("cosine", None))])
+@pytest.mark.parametrize(
+    "similarity", ["dot", pytest.param("cosine", marks=pytest.mark.slow), pytest.param(None, marks=pytest.mark.slow)]
+)
 def test_ranks_and_scores_are_sentence_transformers(tmp_path: Path, similarity: str | None) -> None:
     from sentence_transformers import SentenceTransformer
 
