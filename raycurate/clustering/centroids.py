@@ -22,7 +22,7 @@ _OTHER_NAME = "kmeans_centroids.npy"  # in outputs of before, and in those of Ne
 
 
 @dataclass(frozen=True)
-class Centres:
+class FittedCentroids:
     """centroids: float32 [k, dim]. iterations, rows (fitted to) and read_seconds: of the fit; 0 when given.
 
     read_seconds is what starting the group and reading the vectors took. first_pass: precision of the fit's first
@@ -36,21 +36,21 @@ class Centres:
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenCentroids:
     """Centroids of the user's, each read once. centroids: to assign to; first: to begin the fit with; else None."""
 
     centroids: np.ndarray | None
     first: np.ndarray | None
 
     @classmethod
-    def of(cls, config: KMeansConfig) -> Given:
+    def of(cls, config: KMeansConfig) -> GivenCentroids:
         """Raises InputError when they cannot be read, or are no centroids."""
         init, first = config.init, None
         if isinstance(init, Array):
             first = checked(init.values, where="init")
         elif init.endswith(".npy"):
-            first = given(init)
-        return cls(given(config.centroids) if config.centroids is not None else None, first)
+            first = load_centroids(init)
+        return cls(load_centroids(config.centroids) if config.centroids is not None else None, first)
 
     def by_content(self) -> dict[str, str]:
         """The options that are files, by what is in them."""
@@ -64,7 +64,7 @@ class Given:
         return len(array) if array is not None else None
 
 
-def given(path: str) -> np.ndarray:
+def load_centroids(path: str) -> np.ndarray:
     """The centroids of a .npy file, or of the output folder that has one.
 
     Raises:
@@ -95,20 +95,23 @@ def centroids_file(output: str) -> str:
     return other if not storage.exists(ours) and storage.exists(other) else ours
 
 
-def keep(path: str, centres: Centres) -> None:
+def save_fit(path: str, centres: FittedCentroids) -> None:
+    """Write a fit for a later attempt, as `.npz`."""
     buffer = io.BytesIO()
     np.savez(buffer, **asdict(centres))
     storage.write_bytes(path, buffer.getvalue())
 
 
-def kept(path: str, *, k: int, dim: int) -> Centres | None:
-    """What `keep` wrote for this many clusters and dimensions; None when there is nothing of the kind."""
+def load_fit(path: str, *, k: int, dim: int) -> FittedCentroids | None:
+    """What `save_fit` wrote for this many clusters and dimensions; None when there is nothing of the kind."""
     if not storage.exists(path):
         return None
     try:
         with np.load(io.BytesIO(storage.read_bytes(path))) as file:
             numbers = int(file["iterations"]), int(file["rows"]), float(file["read_seconds"])
-            found = Centres(file["centroids"], *numbers, str(file["first_pass"]) if "first_pass" in file else "")
+            found = FittedCentroids(
+                file["centroids"], *numbers, str(file["first_pass"]) if "first_pass" in file else ""
+            )
     except (ValueError, KeyError, zipfile.BadZipFile):
         return None  # of another version: fit anew
     return found if found.centroids.shape == (k, dim) else None

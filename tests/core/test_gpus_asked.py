@@ -57,13 +57,13 @@ def _embed(options: dict[str, Any], there: Capacity) -> float:
 def _kmeans(options: dict[str, Any], there: Capacity) -> float:
     from types import SimpleNamespace
 
-    from raycurate.clustering.centroids import Given
+    from raycurate.clustering.centroids import GivenCentroids
     from raycurate.stages.kmeans.config import KMeansConfig
     from raycurate.stages.kmeans.plan import make_plan
 
     config = KMeansConfig(**{"input": "i", "output": "o", "n_clusters": 1, "engine": "torch", **options})
     inputs: Any = SimpleNamespace(vector_bytes=1 << 20)
-    return make_plan(config, inputs, 1, Given.of(config), there).gpus
+    return make_plan(config, inputs, 1, GivenCentroids.of(config), there).gpus
 
 
 def _finetune(options: dict[str, Any], there: Capacity) -> float:

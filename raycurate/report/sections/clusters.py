@@ -183,9 +183,9 @@ def _removed(run: Run, ids: pa.ChunkedArray) -> np.ndarray:
 def _centres(output: StageOutput, found: Projection, named: Sequence[Cluster]) -> dict[str, np.ndarray]:
     if not named:
         return {}
-    from raycurate.clustering.centroids import given
+    from raycurate.clustering.centroids import load_centroids
 
-    centres_KD = given(output.folder)
+    centres_KD = load_centroids(output.folder)
     chosen = [c for c in named if c.number < len(centres_KD)]
     projected = (centres_KD[[c.number for c in chosen]] - found.mean_D) @ found.directions_2D.T
     return {str(place): at for place, at in enumerate(projected, 1)}

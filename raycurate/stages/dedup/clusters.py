@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycurate.clustering.assignment import fixed_size_lists
-from raycurate.clustering.centroids import CENTROIDS, centroids_file, given
+from raycurate.clustering.centroids import CENTROIDS, centroids_file, load_centroids
 from raycurate.clustering.inputs import contract_of, dimension_of, files_of, id_type_of
 from raycurate.clustering.shards import one_array, read_footers
 from raycurate.clustering.vectors import unit_vectors
@@ -78,7 +78,7 @@ def open_clusters(path: str, *, id_field: str, embedding_field: str, columns: li
             where=path,
             fix="Give the output of `raycurate kmeans`",
         )
-    centroids = given(path) if storage.exists(centroids_file(path)) else None
+    centroids = load_centroids(path) if storage.exists(centroids_file(path)) else None
     entries = [entry for k in sorted(found) for entry in found[k]]
     footers = read_footers(entries, [id_field, embedding_field])
     manifest = read_manifest(path)

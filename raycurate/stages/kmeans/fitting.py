@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 
-from raycurate.clustering.centroids import Centres
+from raycurate.clustering.centroids import FittedCentroids
 from raycurate.clustering.group import GroupPlan, KMeansGroup
 from raycurate.clustering.inputs import Embeddings
 from raycurate.stages.kmeans.plan import KMeansPlan
 
 
-def fit_centres(plan: KMeansPlan, inputs: Embeddings, state: str) -> Centres:
+def fit_centres(plan: KMeansPlan, inputs: Embeddings, state: str) -> FittedCentroids:
     """Fit `plan.config.k` centroids to the vectors of `inputs`; `state` is where they are saved on the way.
 
     Raises:
@@ -31,4 +31,4 @@ def fit_centres(plan: KMeansPlan, inputs: Embeddings, state: str) -> Centres:
     began = time.perf_counter()
     fit = KMeansGroup(group, inputs.pieces, config.embedding_field, inputs.dimension).fit(config, state)
     read_seconds = time.perf_counter() - began - fit.seconds
-    return Centres(fit.centroids, fit.iterations, fit.rows, read_seconds, fit.first_pass)
+    return FittedCentroids(fit.centroids, fit.iterations, fit.rows, read_seconds, fit.first_pass)

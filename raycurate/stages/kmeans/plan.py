@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from raycurate.clustering.centroids import Given
+from raycurate.clustering.centroids import GivenCentroids
 from raycurate.clustering.inputs import Embeddings
 from raycurate.clustering.options import Array
 from raycurate.core.errors import CapacityError
@@ -34,7 +34,7 @@ class KMeansPlan:
     threads: int
     task_cpus: float
     assigners: int
-    given: Given
+    given: GivenCentroids
 
     @property
     def device(self) -> str:
@@ -65,7 +65,9 @@ class KMeansPlan:
         return f"{self.config.k:,} clusters; engine {self.config.engine} ({self.reason}); {workers}, {share} each"
 
 
-def make_plan(config: KMeansConfig, inputs: Embeddings, k: int, given: Given, capacity: Capacity) -> KMeansPlan:
+def make_plan(
+    config: KMeansConfig, inputs: Embeddings, k: int, given: GivenCentroids, capacity: Capacity
+) -> KMeansPlan:
     """Lay out a run. Values given by the user are taken as they are.
 
     Raises:
@@ -94,7 +96,7 @@ def make_plan(config: KMeansConfig, inputs: Embeddings, k: int, given: Given, ca
     return KMeansPlan(settled, reason, workers, cpus, gpus, threads, task_cpus, assigners, given)
 
 
-def _settled(config: KMeansConfig, k: int, given: Given, on_gpu: bool) -> KMeansConfig:
+def _settled(config: KMeansConfig, k: int, given: GivenCentroids, on_gpu: bool) -> KMeansConfig:
     """The options with every `auto` of the fit, and the first centroids of a file, filled in."""
     first = {} if given.first is None else {"init": Array(given.first)}
     return config.model_copy(update={"n_clusters": k, **first}).settled(cuda=on_gpu)

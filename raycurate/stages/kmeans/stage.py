@@ -21,9 +21,9 @@ class KMeansResult(Result):
 
     def centroids(self) -> np.ndarray:
         """Float32 [k, dim], as fitted."""
-        from raycurate.clustering.centroids import given
+        from raycurate.clustering.centroids import load_centroids
 
-        return given(self.output)
+        return load_centroids(self.output)
 
     def summary(self) -> str:
         """The run in a few lines: rows, clusters and their sizes, inertia, rejects by reason, seconds by part."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from raycurate.clustering.assignment import CENTROID, COSINE, L2, Assign, VectorsDatasource
-from raycurate.clustering.centroids import CENTROIDS, Centres, Given, keep, kept
+from raycurate.clustering.centroids import CENTROIDS, FittedCentroids, GivenCentroids, load_fit, save_fit
 from raycurate.clustering.inputs import Embeddings, open_embeddings
 from raycurate.core import access, storage
 from raycurate.core.errors import ConfigError, InputError
@@ -44,7 +44,7 @@ class KMeansInputs:
     """The embeddings, and the centroids that were given, if any were."""
 
     embeddings: Embeddings
-    given: Given
+    given: GivenCentroids
 
     @property
     def fingerprint(self) -> str:
@@ -59,7 +59,7 @@ def open_inputs(config: KMeansConfig) -> KMeansInputs:
     """
     _reach(config)
     inputs = open_embeddings(config)
-    own = Given.of(config)
+    own = GivenCentroids.of(config)
     if config.centroids is not None and own.centroids is not None:
         _check_centroids(own.centroids, config.centroids, inputs)
     return KMeansInputs(inputs, own)
@@ -107,7 +107,7 @@ def _normalised(contract: EmbeddingContract) -> EmbeddingContract:
     return contract.model_copy(update={"normalize": True})
 
 
-def _clusters(config: KMeansConfig, inputs: Embeddings, own: Given) -> int:
+def _clusters(config: KMeansConfig, inputs: Embeddings, own: GivenCentroids) -> int:
     if own.count is not None and (config.centroids is not None or config.n_clusters == "auto"):
         return own.count
     if config.n_clusters == "auto":
@@ -169,29 +169,29 @@ def _staging_name(key: StageKey, plan: KMeansPlan) -> str:
     return f"{key.model_copy(update={'options': rows}).fingerprint()}-{plan.config.engine}"
 
 
-def _centres(plan: KMeansPlan, inputs: Embeddings, staging: str, key: StageKey) -> Centres:
+def _centres(plan: KMeansPlan, inputs: Embeddings, staging: str, key: StageKey) -> FittedCentroids:
     """The centroids: given, fitted by an earlier attempt or run, or fitted now."""
     from raycurate.stages.kmeans.fitting import fit_centres
 
     config = plan.config
     if plan.given.centroids is not None:
-        return Centres(plan.given.centroids)
+        return FittedCentroids(plan.given.centroids)
     name = f"{_staging_name(key, plan)}.npz"
     cached = storage.join(config.cache_path, name) if config.cache_path else None
     fitted = storage.join(staging, "centroids.npz")
     for place in [fitted, cached]:
-        found = kept(place, k=config.k, dim=inputs.dimension) if place else None
+        found = load_fit(place, k=config.k, dim=inputs.dimension) if place else None
         if found is not None:
             log.info("kmeans: centroids that were fitted before, from %s", place)
             return found
     centres = fit_centres(plan, inputs, staging)
     for place in [fitted, cached]:
         if place:
-            keep(place, centres)
+            save_fit(place, centres)
     return centres
 
 
-def _assign(plan: KMeansPlan, inputs: Embeddings, centres: Centres, staging: str) -> tuple[int, int]:
+def _assign(plan: KMeansPlan, inputs: Embeddings, centres: FittedCentroids, staging: str) -> tuple[int, int]:
     """Assign every row not yet staged: how many an earlier attempt staged, and how many are there now."""
     import ray
     from ray.data import ActorPoolStrategy
@@ -231,7 +231,7 @@ def _layout(config: KMeansConfig, inputs: Embeddings, key: StageKey) -> Partitio
     )
 
 
-def _made(plan: KMeansPlan, inputs: Embeddings, centres: Centres, written: Finalised) -> Made:
+def _made(plan: KMeansPlan, inputs: Embeddings, centres: FittedCentroids, written: Finalised) -> Made:
     sizes: dict[str, int] = {}
     for file in written.files:
         if file.path.startswith("centroid="):
