@@ -44,7 +44,7 @@ def uses(path: Path) -> set[str]:
 
 def gone(name: str) -> str:
     return (
-        f"Ray {ray.__version__} no longer has {name}, which raycurate/ray_runtime/private.py needs, and says for what"
+        f"Ray {ray.__version__} no longer has {name}, which raycurate needs: see ray_runtime/private.py, core/access.py"
     )
 
 
