@@ -48,7 +48,7 @@ def train_ours(task: dict[str, Any]) -> Outcome:
     from raycurate.training.batches.prepared import PrepareOptions, prepare
     from raycurate.training.checkpoints.checkpoints import CONSOLIDATED
     from raycurate.training.loop import train
-    from raycurate.training.loss.losses import FalseNegatives
+    from raycurate.training.loss.options import FalseNegatives
     from raycurate.training.model.backbones import ModelOptions, training_contract
     from raycurate.training.options import TrainOptions
 

@@ -173,7 +173,7 @@ def estimate_training(
         ContractError, InputError: the model cannot be trained.
     """
     planner = _Planner(folder, model, lora)
-    found = planner.estimate(model, options, setting)
+    found = planner.estimate(model, options.settled(cuda=setting.cuda), setting)
     if found.fits:
         return found
     return replace(found, fixes=tuple(planner.remedies(found)))
@@ -273,7 +273,9 @@ class _Planner:
         """Bytes of activations of a micro-step's texts, and of the copies of weights that autocast keeps."""
         checkpointed = model.gradient_checkpointing
         autocast = autocast and options.precision == "bfloat16" and model.dtype == "float32"
-        computed = model if autocast else replace(model, dtype=options.precision)
+        computed = (
+            model if autocast else replace(model, dtype="bfloat16" if options.precision == "bfloat16" else "float32")
+        )
         query = self._measured(computed, autocast, setting.cuda, setting.query_length)
         passage = self._measured(computed, autocast, setting.cuda, setting.passage_length)
         copies = passage.copies * self.counts.towers
@@ -302,13 +304,13 @@ def _changes(found: Estimate) -> Iterator[tuple[str, Estimate]]:
     if not model.gradient_checkpointing:
         yield "gradient_checkpointing=true", replace(found, model=replace(model, gradient_checkpointing=True))
     if options.precision == "float32" and setting.cuda:
-        yield "precision=bfloat16", replace(found, options=replace(options, precision="bfloat16"))
+        yield "precision=bfloat16", replace(found, options=options.model_copy(update={"precision": "bfloat16"}))
     if found.micro_batch > 1:
-        yield "local_batch_size=1", replace(found, options=replace(options, local_batch_size=1))
+        yield "local_batch_size=1", replace(found, options=options.model_copy(update={"local_batch_size": 1}))
     if setting.passage_length >= 256:
         half = setting.passage_length // 2
         yield f"passage_max_length={half}", replace(found, setting=replace(setting, passage_length=half))
-    sharded = replace(options, strategy="fsdp2")
+    sharded = options.model_copy(update={"strategy": "fsdp2"})
     if found.strategy in ("ddp", "hsdp"):
         yield "strategy=fsdp2", replace(found, options=sharded)
     for ranks in (setting.ranks * 2**doubled for doubled in range(1, 7)):

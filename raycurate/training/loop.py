@@ -30,6 +30,7 @@ from raycurate.training.checkpoints.export import export_checkpoint
 from raycurate.training.checkpoints.writer import Beside
 from raycurate.training.checkpoints.writing import Contents, Export, Interim, Saved, Write
 from raycurate.training.collectives import world
+from raycurate.training.loss.objective import Objective
 from raycurate.training.model.backbones import ModelOptions
 from raycurate.training.model.bi_encoder import BiEncoder
 from raycurate.training.model.lora import LoraOptions
@@ -114,6 +115,7 @@ def train(
             f"early_stopping={options.early_stopping} needs validation data", fix="Name some, or leave it out"
         )
     device = _this_device(device)
+    options = options.settled(cuda=device.type == "cuda")
     rank, ranks = world()
     plan = plan_training(train_data, options, rank=rank, ranks=ranks)
     torch.manual_seed(options.seed)  # the same adapters on every rank
@@ -126,7 +128,7 @@ def train(
         progress = state.load(storage.join(resume_from, STATE), parallel.model, optimizer, progress.identity)
     if rank == 0:
         _log.info("%s, %s ranks; steps %s to %s", parallel.reason, ranks, progress.step, plan.steps)
-    objective = options.objective(normalised=encoder.contract.normalize)
+    objective = Objective(options, normalised=encoder.contract.normalize)
     stepper = Stepper(parallel, objective, options, plan)
     run = _Run(plan, options, parallel, optimizer, stepper, speed, reporter, export, val_data, progress)
     run.saved = None if resume_from is None else progress.step

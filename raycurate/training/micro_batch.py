@@ -77,9 +77,8 @@ def questions_at_once(
         needed = whole.memory.total - int((1 - fullness) * whole.memory.activations)
         if needed <= room or share == 1:
             return None
-        one = estimate_training(
-            folder, model, replace(options, local_batch_size=1), replace(setting, memory=None), lora=lora
-        )
+        single = options.model_copy(update={"local_batch_size": 1})
+        one = estimate_training(folder, model, single, replace(setting, memory=None), lora=lora)
     except ContractError:  # it cannot be outlined without its weights
         return None
     each = max(1.0, fullness * whole.memory.activations / share)

@@ -17,6 +17,7 @@ from raycurate.training.options import TrainOptions
 
 _FEW_QUESTIONS = 2000
 _BATCH = 128
+_BETAS = (0.9, 0.999)
 
 _log = get_logger(__name__)
 
@@ -106,7 +107,7 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.AdamW
     groups = parameter_groups(model, options.weight_decay)
     kinds = {p.device.type for p in model.parameters() if p.requires_grad}
     fused = kinds <= {"cpu", "cuda"}
-    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=options.betas, fused=fused)
+    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=_BETAS, fused=fused)
 
 
 def clip_gradients(parameters: Iterable[Tensor], most: float | None) -> float:

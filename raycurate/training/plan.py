@@ -83,7 +83,7 @@ def plan_training(data: Prepared, options: TrainOptions, *, rank: int, ranks: in
     steps = len(order) * options.num_epochs
     steps = steps if options.max_steps is None else min(steps, options.max_steps)
     return Plan(
-        feed=Feed(data, order, split, rank, options.pad_to_multiple_of),
+        feed=Feed(data, order, split, rank),
         steps=steps,
         steps_per_epoch=len(order),
         warmup=optimise.warmup(options, steps),
@@ -108,4 +108,4 @@ def _needs_chunks(options: TrainOptions, share: int, ranks: int) -> bool:
             "the batch is cut",
             fix=f"Set gradcache=true, or local_batch_size={share} (of {ranks} ranks each its whole share)",
         )
-    return bool(options.gradcache or options.chunk_tokens or micro_steps > 1)
+    return options.gradcache is True or bool(options.chunk_tokens) or micro_steps > 1

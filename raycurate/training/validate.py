@@ -28,7 +28,7 @@ def validate(parallel: Parallel, data: Prepared, options: TrainOptions) -> dict[
     local = options.validation_batch_size or min(options.local_batch_size or _BATCH, _BATCH)
     order = QuestionOrder(data.lengths, OrderOptions.for_validation(local * ranks))
     split = split_batch(local * ranks, ranks=ranks, local_batch=local, uneven=True)
-    feed = Feed(data, order, split, rank, options.pad_to_multiple_of)
+    feed = Feed(data, order, split, rank)
     model = parallel.model
     tally = Tally(parallel.device)
     model.eval()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from raycurate.training.batches.prepared import Prepared
+from raycurate.training.loss.objective import Objective
 from raycurate.training.model.backbones import ModelOptions
 from raycurate.training.model.bi_encoder import load_bi_encoder
 from raycurate.training.model.parallelize import Parallel, parallelize
@@ -37,7 +38,7 @@ def measure(model: str, prepared: str, **options: Any) -> dict[str, float]:
 def step(parallel: Parallel, optimizer: torch.optim.Optimizer, data: Prepared, options: TrainOptions) -> int:
     """One whole optimiser step; the tokens of its texts, padding included."""
     plan = plan_training(data, options, rank=0, ranks=1)
-    stepper = Stepper(parallel, options.objective(normalised=True), options, plan)
+    stepper = Stepper(parallel, Objective(options, normalised=True), options, plan)
     tokens = 0
     for batch in plan.feed.batches(0, 1):
         tokens += batch.queries.input_ids.numel() + batch.passages.input_ids.numel()

@@ -24,7 +24,7 @@ def _config(**values: Any) -> FinetuneConfig:
 
 
 def test_the_defaults_are_those_of_the_embed_recipe() -> None:
-    options = _config().train_options()
+    options = _config()
     assert (options.loss, options.num_epochs, options.learning_rate) == ("listed", 3, 1e-5)
     assert (options.global_batch_size, options.temperature, options.weight_decay) == (128, 0.02, 0.01)
     assert options.max_grad_norm == 1.0
@@ -33,21 +33,18 @@ def test_the_defaults_are_those_of_the_embed_recipe() -> None:
 
 
 def test_the_precision_is_what_the_hardware_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _config().train_options(cuda=True).precision == "bfloat16"
-    assert _config().train_options(cuda=True, bfloat16=False).precision == "float32"  # a card from before Ampere
-    assert _config().train_options(bfloat16=True).precision == "bfloat16"
+    assert _config().settled(cuda=True).precision == "bfloat16"
+    assert _config().settled(cuda=True, bfloat16=False).precision == "float32"  # a card from before Ampere
+    assert _config().settled(cuda=False, bfloat16=True).precision == "bfloat16"
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
-    assert _config().train_options().precision == "float32"
-    assert _config(precision="bfloat16").train_options().precision == "bfloat16"  # what is asked for stays
+    assert _config().settled(cuda=False).precision == "float32"
+    assert _config(precision="bfloat16").settled(cuda=False).precision == "bfloat16"  # what is asked for stays
 
 
-def test_every_option_of_the_loop_can_be_said() -> None:
-    from raycurate.training.options import TrainOptions
-
-    ours = set(FinetuneConfig.model_fields)
-    derived = {"elastic"}  # from num_workers
-    internal = {"betas", "pad_to_multiple_of"}  # settings of the loop, not of a recipe
-    assert set(TrainOptions.__dataclass_fields__) - ours - derived - internal == set()
+def test_each_option_is_declared_once() -> None:
+    declared = [name for group in FinetuneConfig.__mro__ for name in vars(group).get("__annotations__", {})]
+    options = [name for name in declared if name in FinetuneConfig.model_fields]
+    assert len(options) == len(set(options)) == len(FinetuneConfig.model_fields)
 
 
 def test_values_reach_the_loop_the_model_and_the_data() -> None:
@@ -64,8 +61,8 @@ def test_values_reach_the_loop_the_model_and_the_data() -> None:
         eval_negative_size=2,
         num_workers=[1, 4],
     )
-    options = config.train_options()
-    assert options.matryoshka == ((128, 1.0), (64, 0.5))
+    options = config
+    assert options.matryoshka == {64: 0.5, 128: 1.0}
     assert options.false_negatives is not None and options.false_negatives.margin == 0.9
     assert options.distillation[0].weight == 0.5 and options.elastic
     model = config.model_options()
@@ -79,15 +76,14 @@ def test_values_reach_the_loop_the_model_and_the_data() -> None:
 
 @pytest.mark.parametrize(
     ("said", "wanted"),
-    [({}, None), ({"gradcache": "auto"}, None), ({"gradcache": "on"}, True), ({"gradcache": False}, False)],
+    [({}, "auto"), ({"gradcache": "auto"}, "auto"), ({"gradcache": "on"}, True), ({"gradcache": False}, False)],
 )
-def test_gradcache_and_when_gradients_come_together(said: dict[str, Any], wanted: bool | None) -> None:
+def test_gradcache_and_when_gradients_come_together(said: dict[str, Any], wanted: bool | str) -> None:
     """YAML reads `on` and `off` as true and false, the command line as words."""
     config = _config(loss="cross_rank", gradient_sync="each", **said)
-    options = config.train_options()
-    assert options.gradcache is wanted and options.gradient_sync == "each"
+    assert config.gradcache == wanted and config.gradient_sync == "each"
     assert config.result_keys() == _config(loss="cross_rank").result_keys()
-    assert _config().train_options().gradient_sync == "last"
+    assert _config().gradient_sync == "last"
 
 
 def test_other_tools_names_are_taken() -> None:

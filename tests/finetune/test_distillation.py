@@ -25,7 +25,7 @@ from raycurate.training.batches.passages import PassageOptions
 from raycurate.training.batches.prepared import Prepared, PrepareOptions, prepare
 from raycurate.training.batches.teacher import TeacherOptions
 from raycurate.training.loss import losses
-from raycurate.training.loss.objective import Distillation
+from raycurate.training.loss.options import Distillation
 from raycurate.training.model.backbones import ModelOptions
 from raycurate.training.model.bi_encoder import load_bi_encoder
 from raycurate.training.options import TrainOptions
@@ -40,7 +40,7 @@ from tests.ranks import in_two_ranks
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 ENGINE = "tests.embed.hashing:HashEncoder"
-FOLLOW: dict[str, Any] = {"distillation": (Distillation("embeddings", 2.0),)}
+FOLLOW: dict[str, Any] = {"distillation": (Distillation(kind="embeddings", weight=2.0, teacher="teacher"),)}
 
 
 def with_teacher(student: str, data: TrainingData, teacher: TeacherOptions, cache: Path) -> Prepared:
@@ -232,7 +232,7 @@ def config(**values: Any) -> FinetuneConfig:
 
 def test_what_a_recipe_says_of_a_teacher():
     said = config(distillation=[{"kind": "embeddings", "weight": 0.5, "teacher": "big/model"}, {"kind": "kl"}])
-    assert said.train_options().distillation == (Distillation("embeddings", 0.5), Distillation("kl"))
+    assert [(part.kind, part.weight) for part in said.distillation] == [("embeddings", 0.5), ("kl", 1.0)]
     options = said.prepare_options()
     assert options.teacher is not None and options.teacher.model == "big/model" and options.passages.teacher_scores
     assert options.teacher.work == str(Path("out/_staging/teacher").absolute())

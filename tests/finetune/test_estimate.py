@@ -122,7 +122,9 @@ def test_weights_gradients_and_optimiser_are_those_of_a_step(tmp_path: Path) -> 
     optimiser.step()
     moments = [t for state in optimiser.state.values() for t in state.values() if t.ndim]
     few = Setting(query_length=8, passage_length=8)
-    memory = estimate_training(folder, ModelOptions(), TrainOptions(global_batch_size=4), few).memory
+    memory = estimate_training(
+        folder, ModelOptions(), TrainOptions(precision="float32", global_batch_size=4), few
+    ).memory
     assert memory.weights == sum(p.nbytes for p in model.parameters())
     assert memory.gradients == sum(p.grad.nbytes for p in trained if p.grad is not None)
     assert memory.optimiser == sum(t.nbytes for t in moments)
@@ -182,7 +184,7 @@ def test_sharding_divides_and_checkpointing_saves(wide: str) -> None:
     assert plain.memory.optimiser == WIDE_PARAMETERS * 8 // 8
     assert plain.memory.gathered > WIDE_PARAMETERS * 4, "micro-steps keep whole gradients until the last"
     assert plain.steps == 100_000 // 128 * 3
-    each = estimate_training(wide, ModelOptions(), replace(options, gradient_sync="each"), eight)
+    each = estimate_training(wide, ModelOptions(), options.model_copy(update={"gradient_sync": "each"}), eight)
     assert plain.memory.gathered - each.memory.gathered == WIDE_PARAMETERS * 4
     less = estimate_training(wide, ModelOptions(gradient_checkpointing=True), options, eight)
     assert less.memory.weights == plain.memory.weights
@@ -192,7 +194,9 @@ def test_sharding_divides_and_checkpointing_saves(wide: str) -> None:
 def test_chunks_of_gradcache_bound_the_activations(wide: str) -> None:
     options = TrainOptions(loss="cross_rank", precision="bfloat16", global_batch_size=64)
     small, large = (
-        estimate_training(wide, ModelOptions(), replace(options, chunk_tokens=tokens), Setting(cuda=True)).memory
+        estimate_training(
+            wide, ModelOptions(), options.model_copy(update={"chunk_tokens": tokens}), Setting(cuda=True)
+        ).memory
         for tokens in (512, 5120)
     )
     assert large.activations == 10 * small.activations and large.total - small.total == 9 * small.activations
@@ -223,11 +227,12 @@ def test_lora_makes_it_fit(wide: str) -> None:
 def test_a_worker_on_a_cpu_is_cut_to_its_memory_and_no_further(tmp_path: Path, loss: Any, gib: float) -> None:
     """What is chosen fits, and the next larger that could be does not."""
     folder = config_folder(tmp_path / "bert", BERT_BASE | {"num_hidden_layers": 2})
-    model, options = ModelOptions(attention="unpadded"), TrainOptions(loss=loss, global_batch_size=48)
+    model = ModelOptions(attention="unpadded")
+    options = TrainOptions(precision="float32", loss=loss, global_batch_size=48)
     setting = Setting(ranks=2, memory=int(gib * GIB), n_passages=3, query_length=64, passage_length=256)
     chosen = questions_at_once(folder, model, options, setting)
     fits = {
-        n: estimate_training(folder, model, replace(options, local_batch_size=n), setting).memory.total
+        n: estimate_training(folder, model, options.model_copy(update={"local_batch_size": n}), setting).memory.total
         <= 0.75 * (setting.memory - PROCESS)  # type: ignore[operator]
         for n in range(1, 25)
         if loss != "listed" or 24 % n == 0
@@ -236,7 +241,7 @@ def test_a_worker_on_a_cpu_is_cut_to_its_memory_and_no_further(tmp_path: Path, l
     half = questions_at_once(folder, model, options, setting, fullness=0.5)
     assert half is None or (chosen is not None and half >= chosen)  # shorter texts, more of them
     assert questions_at_once(folder, model, options, replace(setting, memory=None)) is None
-    assert questions_at_once(folder, model, replace(options, local_batch_size=4), setting) is None
+    assert questions_at_once(folder, model, options.model_copy(update={"local_batch_size": 4}), setting) is None
     assert questions_at_once(folder, model, options, replace(setting, cuda=True)) is None
 
 

@@ -18,9 +18,10 @@ from raycurate.training.batches.batches import TokenInputs
 from raycurate.training.collectives import gather_rows, gather_vectors, sum_over_ranks
 from raycurate.training.loss import gradcache
 from raycurate.training.loss.gradcache import Role, cached_backward, plain_backward
-from raycurate.training.loss.losses import FalseNegatives, backward_scale, reduce
+from raycurate.training.loss.losses import backward_scale, reduce
 from raycurate.training.loss.masks import Keys, gathered_columns, own_columns
 from raycurate.training.loss.objective import Objective, Targets
+from raycurate.training.loss.options import FalseNegatives, LossOptions
 from raycurate.training.metrics import Tally
 from raycurate.training.model.bi_encoder import SHARED, BiEncoder, Tower
 from raycurate.training.model.multi_vector import MultiVectors
@@ -133,9 +134,16 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 OBJECTIVES = {
-    "listed": Objective("listed", 0.1),
-    "in_batch": Objective("in_batch", 0.1, symmetric=True, false_negatives=FalseNegatives("abs", -0.1)),
-    "matryoshka": Objective("cross_rank", 0.1, matryoshka=((16, 1.0), (4, 0.5))),
+    "listed": Objective(LossOptions(loss="listed", temperature=0.1)),
+    "in_batch": Objective(
+        LossOptions(
+            loss="in_batch",
+            temperature=0.1,
+            symmetric=True,
+            false_negatives=FalseNegatives.model_construct(kind="abs", margin=-0.1),
+        )
+    ),
+    "matryoshka": Objective(LossOptions(loss="cross_rank", temperature=0.1, matryoshka={16: 1.0, 4: 0.5})),
 }
 
 
@@ -152,7 +160,7 @@ def test_gradients_are_the_plain_ones(kind: str, rows: tuple[int, int]):
 
 @pytest.mark.parametrize("options", [{"separate": True}, {"pooling": "multi_vector"}])
 def test_separate_encoders_and_multi_vectors(options: dict[str, Any]):
-    data, objective = Data.make(5), Objective("in_batch", 0.5, symmetric=True)
+    data, objective = Data.make(5), Objective(LossOptions(loss="in_batch", temperature=0.5, symmetric=True))
     plain, cached = model(**options), model(**options)
     plain_backward(data.roles(plain), data.loss(objective, 5), plain)
     cached_backward(data.roles(cached, (2, 4)), data.loss(objective, 5), cached)
@@ -160,7 +168,7 @@ def test_separate_encoders_and_multi_vectors(options: dict[str, Any]):
 
 
 def test_a_frozen_encoder_runs_once_and_the_other_has_its_gradients():
-    data, objective = Data.make(5), Objective("in_batch", 0.1)
+    data, objective = Data.make(5), Objective(LossOptions(loss="in_batch", temperature=0.1))
     plain, cached = model(separate=True), model(separate=True)
     for each in (plain, cached):
         each.tower("document").requires_grad_(False)
@@ -177,7 +185,7 @@ def test_a_frozen_encoder_runs_once_and_the_other_has_its_gradients():
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, ON_CUDA])])
 def test_with_dropout_the_second_forward_repeats_the_first(device: str):
     """A plain run over the same chunks from the same random state, whose graph is kept, has the same gradients."""
-    data, objective = Data.make(8).to(device), Objective("in_batch", 0.1)
+    data, objective = Data.make(8).to(device), Objective(LossOptions(loss="in_batch", temperature=0.1))
     plain, cached = model(dropout=0.3).to(device), model(dropout=0.3).to(device)
     torch.manual_seed(7)
     got = cached_backward(data.roles(cached, (3, 5)), data.loss(objective, 8), cached)
@@ -201,7 +209,7 @@ def test_with_dropout_the_second_forward_repeats_the_first(device: str):
 
 def test_autocast_keeps_the_weights_in_the_second_forward():
     """Casts that autocast remembered from the first, which has no graph, would cut them off."""
-    data, objective = Data.make(8), Objective("in_batch", 0.1)
+    data, objective = Data.make(8), Objective(LossOptions(loss="in_batch", temperature=0.1))
     plain, cached = model(), model()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain_backward(data.roles(plain), data.loss(objective, 8), plain)
@@ -265,14 +273,14 @@ def _one_process(data: Data, objective: Objective, **options: Any) -> dict[str, 
     """The gradients of the whole batch at once, by a process that asks no other."""
     alone = model(**options)
     vectors = [role.encode(role.tokens) for role in data.roles(alone)]
-    kind = "listed" if objective.negatives == "listed" else "in_batch"
-    local = Objective(kind, objective.temperature, symmetric=objective.symmetric)  # type: ignore[arg-type]
+    kind = "listed" if objective.options.loss == "listed" else "in_batch"
+    local = Objective(objective.options.model_copy(update={"loss": kind}))
     (reduce(local(*vectors, data.targets)).total / len(data.queries.input_ids)).backward()
     return gradients(alone)
 
 
 def _cross_rank(rank: int) -> None:
-    data, objective = Data.make(8), Objective("cross_rank", 0.1, symmetric=True)
+    data, objective = Data.make(8), Objective(LossOptions(loss="cross_rank", temperature=0.1, symmetric=True))
     mine = data.part(*SPLIT[rank])
     for options in ({}, {"separate": True}, {"pooling": "multi_vector"}):
         wanted = _one_process(data, objective, **options)
@@ -287,7 +295,7 @@ def _cross_rank(rank: int) -> None:
 
 def _fillers(rank: int) -> None:
     """Rows that only fill a rank's batch, one or all of a rank's: as if they were not there, forth and back."""
-    data, objective = Data.make(5), Objective("cross_rank", 0.1, symmetric=True)
+    data, objective = Data.make(5), Objective(LossOptions(loss="cross_rank", temperature=0.1, symmetric=True))
     for real, cuts in ((3, [(0, 2), (2, 4)]), (2, [(0, 2), (2, 3)])):
         wanted = _one_process(data.part(0, real), objective)
         mine = data.part(*cuts[rank])
@@ -314,7 +322,7 @@ def _marked(data: Data, real_Q: Tensor) -> Targets:
 
 def _half_frozen(rank: int) -> None:
     """The last role takes no part in the last backward; the other's gradients come together all the same."""
-    data, objective = Data.make(8), Objective("cross_rank", 0.1)
+    data, objective = Data.make(8), Objective(LossOptions(loss="cross_rank", temperature=0.1))
     wanted = _one_process(data, objective, separate=True)
     wanted = {name: gradient for name, gradient in wanted.items() if ".query.body" in name}
     mine = data.part(*SPLIT[rank])
@@ -328,7 +336,7 @@ def _half_frozen(rank: int) -> None:
 
 def _accumulation(rank: int) -> None:
     """Two micro-steps on each of two ranks, unevenly cut, against one batch."""
-    data, objective = Data.make(8), Objective("listed", 0.1)
+    data, objective = Data.make(8), Objective(LossOptions(loss="listed", temperature=0.1))
     wanted = _one_process(data, objective)
     cuts = [[(0, 1), (1, 3)], [(3, 6), (6, 8)]][rank]
     for wrap in (_ddp, _fsdp2):
@@ -344,7 +352,7 @@ def _accumulation(rank: int) -> None:
 
 def _synchronised_once(rank: int) -> None:
     """Until the last micro-step gradients stay on their rank; then they come together once, not once a chunk."""
-    data, objective = Data.make(8), Objective("listed", 0.1)
+    data, objective = Data.make(8), Objective(LossOptions(loss="listed", temperature=0.1))
     mine = data.part(*SPLIT[rank])
     alone = model()
     plain_backward(mine.roles(alone), mine.loss(objective, 8), alone)

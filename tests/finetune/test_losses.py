@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from raycurate.core.errors import ConfigError
 from raycurate.training.loss import losses
-from raycurate.training.loss.losses import Columns, FalseNegatives
+from raycurate.training.loss.losses import Columns
 from raycurate.training.loss.masks import Keys, forbidden_columns, own_columns, reversed_columns
-from raycurate.training.loss.objective import Distillation, Objective, Targets
+from raycurate.training.loss.objective import Objective, Targets
+from raycurate.training.loss.options import Distillation, FalseNegatives, LossOptions
 from raycurate.training.model.multi_vector import MultiVectors
 
 LN2 = math.log(2)
@@ -69,10 +71,10 @@ def test_a_row_without_any_negative_left_has_no_loss_and_no_gradient():
 @pytest.mark.parametrize(
     ("rule", "masked"),
     [
-        (FalseNegatives("perc", 0.95), [False, True, False]),  # bound 0.76
-        (FalseNegatives("perc", 0.9), [False, True, True]),  # bound 0.72
-        (FalseNegatives("abs", 0.05), [False, True, False]),  # bound 0.75, and 0.75 is not above it
-        (FalseNegatives("abs", -0.2), [False, False, False]),  # bound 1.0
+        (FalseNegatives(kind="perc", margin=0.95), [False, True, False]),  # bound 0.76
+        (FalseNegatives(kind="perc", margin=0.9), [False, True, True]),  # bound 0.72
+        (FalseNegatives(kind="abs", margin=0.05), [False, True, False]),  # bound 0.75, and 0.75 is not above it
+        (FalseNegatives.model_construct(kind="abs", margin=-0.2), [False, False, False]),  # bound 1.0
     ],
 )
 def test_margin_masks_columns_above_the_bound(rule: FalseNegatives, masked: list[bool]):
@@ -83,7 +85,7 @@ def test_margin_masks_columns_above_the_bound(rule: FalseNegatives, masked: list
 def test_margin_under_a_negative_positive_lies_below_it():
     # p = -0.5: bound -0.5 - 0.05 * 0.5 = -0.525, where p * 0.95 would be above p
     scores = torch.tensor([[-0.5, -0.51, -0.53]])
-    found = losses.false_negative_columns(scores, columns([0], [], 3), FalseNegatives("perc", 0.95))
+    found = losses.false_negative_columns(scores, columns([0], [], 3), FalseNegatives(kind="perc", margin=0.95))
     assert found.tolist() == [[False, True, False]]
 
 
@@ -251,19 +253,26 @@ def test_objective_is_sentence_transformers_multiple_negatives_loss():
     targets = Targets(keys(list(range(12)), [[]] * 4))
     similar = st.cos_sim(queries, torch.cat([passages[0::3], passages[1::3], passages[2::3]])) / 0.05
     wanted = torch.nn.functional.cross_entropy(similar, torch.arange(4))
-    assert torch.allclose(Objective("in_batch", 0.05)(queries, passages, targets).mean(), wanted)
+    assert torch.allclose(
+        Objective(LossOptions(loss="in_batch", temperature=0.05))(queries, passages, targets).mean(), wanted
+    )
 
     targets = Targets(keys(list(range(4)), [[]] * 4))
     similar = st.cos_sim(queries, passages[:4]) / 0.05
     wanted = sum(torch.nn.functional.cross_entropy(s, torch.arange(4)) for s in (similar, similar.T)) / 2
-    got = Objective("in_batch", 0.05, symmetric=True)(queries, passages[:4], targets).mean()
+    got = Objective(LossOptions(loss="in_batch", temperature=0.05, symmetric=True))(
+        queries, passages[:4], targets
+    ).mean()
     assert torch.allclose(got, wanted)
 
 
 def test_cross_rank_in_one_process_is_in_batch():
     queries, passages = unit(3, 8), unit(6, 8, seed=1)
     targets = Targets(keys([1, 2, 3, 1, 4, 5], [[1], [3], [4]]))
-    here, everywhere = (Objective(kind, 0.1, symmetric=True) for kind in ("in_batch", "cross_rank"))  # type: ignore[arg-type]
+    here, everywhere = (
+        Objective(LossOptions(loss=kind, temperature=0.1, symmetric=True))  # type: ignore[arg-type]
+        for kind in ("in_batch", "cross_rank")
+    )
     assert torch.equal(here(queries, passages, targets), everywhere(queries, passages, targets))
 
 
@@ -271,9 +280,15 @@ def test_parts_add_up_with_their_weights():
     queries, passages = unit(2, 4), unit(4, 4, seed=1)
     teacher = torch.tensor([[2.0, 1.0], [0.0, 3.0]])
     targets = Targets(keys([1, 2, 3, 4], [[1], [3]]), None, teacher, unit(2, 4, seed=2), unit(4, 4, seed=3))
-    parts = (Distillation("kl", 0.5), Distillation("margin_mse", 2.0), Distillation("embeddings", 3.0))
+    parts = [
+        Distillation(kind="kl", weight=0.5),
+        Distillation(kind="margin_mse", weight=2.0),
+        Distillation(kind="embeddings", weight=3.0, teacher="teacher"),
+    ]
     dims = ((4, 1.0), (2, 0.25))
-    got = Objective("listed", 0.1, weight=0.7, matryoshka=dims, distillation=parts)(queries, passages, targets)
+    got = Objective(
+        LossOptions(loss="listed", temperature=0.1, contrastive_weight=0.7, matryoshka=dict(dims), distillation=parts)
+    )(queries, passages, targets)
     small_q, small_p = (torch.nn.functional.normalize(v[:, :2], dim=1) for v in (queries, passages))
     own = losses.listed_scores(queries, passages)
     wanted = (
@@ -289,7 +304,7 @@ def test_parts_add_up_with_their_weights():
 def test_listed_negatives_that_are_known_positives_do_not_count():
     queries, passages = unit(2, 4), unit(6, 4, seed=1)
     targets = Targets(keys([1, 2, 3, 4, 5, 6], [[1, 2], [4]]))
-    got = Objective("listed", 0.1)(queries, passages, targets)
+    got = Objective(LossOptions(loss="listed", temperature=0.1))(queries, passages, targets)
     own = losses.listed_scores(queries, passages)
     assert torch.allclose(got[0], losses.listed(own[:1, [0, 2]], temperature=0.1)[0])
     assert torch.allclose(got[1], losses.listed(own[1:], temperature=0.1)[0])
@@ -298,7 +313,7 @@ def test_listed_negatives_that_are_known_positives_do_not_count():
 def test_fillers_change_nothing_for_the_others():
     """A question with key 0 for its passages, which all know: as if it were not there, forth and back."""
     queries, passages = unit(3, 8), unit(6, 8, seed=1)
-    objective = Objective("in_batch", 0.1, symmetric=True)
+    objective = Objective(LossOptions(loss="in_batch", temperature=0.1, symmetric=True))
     wanted = objective(queries[:2], passages[:4], Targets(keys([1, 2, 3, 4], [[1], [3]])))
     real = torch.tensor([True, True, False])
     filled = keys([1, 2, 3, 4, 0, 0], [[1, 0], [3, 0], [0]], texts=[11, 12, 13, 14, 0, 0])
@@ -322,16 +337,18 @@ def test_fillers_take_no_part_on_the_way_back_whatever_their_keys():
 def test_autocast_does_not_reach_the_loss():
     queries, passages = unit(4, 64), unit(8, 64, seed=1)
     targets = Targets(keys(list(range(8)), [[]] * 4))
-    objective = Objective("in_batch", 0.02)
+    objective = Objective(LossOptions(loss="in_batch", temperature=0.02))
     wanted = objective(queries, passages, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(objective(queries, passages, targets), wanted)
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="temperature is 0"):
-        Objective(temperature=0)
+    with pytest.raises(ConfigError, match="temperature=0: it should be greater than 0"):
+        LossOptions.parse({"temperature": 0}, where="test")
     with pytest.raises(ValueError, match="in_batch or cross_rank"):
-        Objective("listed", symmetric=True)
+        LossOptions(loss="listed", symmetric=True)
     with pytest.raises(ValueError, match="the teacher's scores"):
-        Objective(distillation=(Distillation("kl"),))(unit(1, 4), unit(2, 4), Targets(keys([1, 2], [[1]])))
+        Objective(LossOptions(distillation=[Distillation(kind="kl")]))(
+            unit(1, 4), unit(2, 4), Targets(keys([1, 2], [[1]]))
+        )

@@ -153,15 +153,15 @@ def test_clipping_gives_the_length_before_and_scales_what_is_longer():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"warmup_steps": 1, "warmup_ratio": 0.1}, "say the same thing twice"),
+        ({"warmup_steps": 1, "warmup_ratio": 0.1}, "give one of them"),
         ({"warmup_ratio": 1.5}, "warmup_ratio=1.5"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0 is not above 0"),
-        ({"num_epochs": 0}, "num_epochs=0 is less than 1"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0: it should be greater than 0"),
+        ({"num_epochs": 0}, "num_epochs=0: it should be greater than 0"),
         ({"loss": "listed", "symmetric": True}, "needs in-batch negatives"),
         ({"loss": "listed", "gradcache": True}, "GradCache does nothing"),
-        ({"loss": "in_batch", "elastic": True}, "other negatives"),
+        ({"loss": "in_batch", "num_workers": [1, 2]}, "negatives depend on the number of workers"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], said: str):
     with pytest.raises(ConfigError, match=said):
-        TrainOptions(**options)
+        TrainOptions.parse(options, where="test")

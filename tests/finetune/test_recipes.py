@@ -54,7 +54,7 @@ def test_every_stage_of_the_recipe_is_valid(name: str) -> None:
 
 def test_the_8b_recipe_is_nvidias() -> None:
     config = training_of("llama-embed-nemotron-8b")
-    options = config.train_options(cuda=True)
+    options = config.settled(cuda=True)
     assert config.model == "meta-llama/Llama-3.1-8B" and config.num_workers == 8
     assert (options.global_batch_size, options.local_batch_size) == (128, 1)
     assert (options.learning_rate, options.warmup_steps, options.weight_decay) == (2e-6, 2, 0.01)
@@ -68,7 +68,7 @@ def test_the_8b_recipe_is_nvidias() -> None:
 @pytest.mark.parametrize(("name", "rate", "warmup"), [("llama3.2-1b", 5e-6, 100), ("ministral-3b", 2e-6, 100)])
 def test_the_decoders_recipes_are_automodels(name: str, rate: float, warmup: int) -> None:
     config = training_of(name)
-    options = config.train_options(cuda=True)
+    options = config.settled(cuda=True)
     assert (options.learning_rate, options.warmup_steps, options.schedule) == (rate, warmup, "linear")
     assert (options.global_batch_size, options.checkpoint_every_steps) == (128, 500)
     model = config.model_options()
@@ -91,7 +91,7 @@ def estimated(name: str, folder: Path, ranks: int) -> Estimate:
         passage_length=config.passage_max_length,
     )  # fmt: skip
     return estimate_training(
-        config_folder(folder / name, CONFIGS[name]), config.model_options(), config.train_options(cuda=True), setting
+        config_folder(folder / name, CONFIGS[name]), config.model_options(), config.settled(cuda=True), setting
     )
 
 

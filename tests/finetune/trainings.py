@@ -16,6 +16,7 @@ from raycurate.training.checkpoints.writer import Beside
 from raycurate.training.checkpoints.writing import Interim, Saved, Write
 from raycurate.training.collectives import world
 from raycurate.training.loop import Trained, train
+from raycurate.training.loss.objective import Objective
 from raycurate.training.model.backbones import ModelOptions
 from raycurate.training.model.bi_encoder import BiEncoder, load_bi_encoder
 from raycurate.training.model.lora import LoraOptions
@@ -27,6 +28,7 @@ from tests.finetune.families import save_family
 
 COMMON: dict[str, Any] = {
     "num_epochs": 2, "learning_rate": 3e-4, "global_batch_size": 16, "temperature": 0.1, "seed": 3, "warmup_steps": 1,
+    "precision": "float32",  # the same numbers on every processor
 }  # fmt: skip
 
 
@@ -125,7 +127,7 @@ def gradients(case: Case) -> dict[str, Tensor]:
     plan = plan_training(case.data, options, rank=rank, ranks=ranks)
     encoder = load_bi_encoder(case.model, ModelOptions(dropout=case.dropout, normalize=True))
     parallel = parallelize(encoder, options, torch.device("cpu"))
-    stepper = Stepper(parallel, options.objective(normalised=encoder.contract.normalize), options, plan)
+    stepper = Stepper(parallel, Objective(options, normalised=encoder.contract.normalize), options, plan)
     for batch in plan.feed.batches(0, 1):
         stepper.micro_step(batch)
     whole = {}

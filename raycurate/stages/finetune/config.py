@@ -16,12 +16,11 @@ from raycurate.core.manifest import STAGING
 from raycurate.stages.finetune.config_groups import (
     CheckpointOptions,
     DataConfig,
-    LossConfig,
     ModelConfig,
-    OptimiseConfig,
     ScalingOptions,
 )
 from raycurate.training.logs import LogOptions
+from raycurate.training.options import TrainOptions
 
 if TYPE_CHECKING:
     from raycurate.data.training.training import TrainingData
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from raycurate.training.batches.teacher import TeacherOptions
     from raycurate.training.model.backbones import ModelOptions
     from raycurate.training.model.lora import LoraOptions
-    from raycurate.training.options import TrainOptions
 
 ALGORITHM_VERSION = 1
 
@@ -51,7 +49,7 @@ _SAID_OF_THE_MODEL = (
 """What `encoder` may say too: it is trained as it is run. Lengths are not among it."""
 
 
-class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConfig, ModelConfig, DataConfig):
+class FinetuneConfig(CheckpointOptions, ScalingOptions, TrainOptions, ModelConfig, DataConfig):
     """Training data and a model in; checkpoints in Hugging Face format out."""
 
     output: str = option(..., "Folder or URI the checkpoints are written to.", operational=True, place="output")
@@ -80,13 +78,6 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
                 renamed[ours] = renamed.pop(name)
         return renamed
 
-    @field_validator("num_workers")
-    @classmethod
-    def _an_interval(cls, value: int | str | list[int]) -> int | str | list[int]:
-        if isinstance(value, list) and (len(value) != 2 or not 1 <= value[0] <= value[1]):
-            raise ValueError("write [min, max] with 1 <= min <= max")
-        return value
-
     @field_validator("resume")
     @classmethod
     def _some_place(cls, value: str) -> str:
@@ -96,13 +87,6 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
 
     @model_validator(mode="after")
     def _together(self) -> FinetuneConfig:
-        if self.warmup_steps is not None and self.warmup_ratio is not None:
-            raise ValueError(f"warmup_steps={self.warmup_steps} and warmup_ratio={self.warmup_ratio}: give one of them")
-        if self.elastic and self.loss == "in_batch":
-            raise ValueError(
-                f"num_workers={self.num_workers} is elastic, and with loss=in_batch a question's negatives depend on "
-                "the number of workers; use cross_rank, listed, or a fixed number"
-            )
         if self.loss == "listed" and self.n_passages == 1 and self.contrastive_weight > 0:
             raise ValueError(
                 "n_passages=1 with loss=listed: a positive alone has nothing to be told from; give n_passages=2 or "
@@ -128,10 +112,6 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
         """The paths of the training data, as `raycurate info` shows them."""
         sources = [self.train] if isinstance(self.train, str) else self.train
         return [s if isinstance(s, str) else str(s.get("path", "")) for s in sources]
-
-    @property
-    def elastic(self) -> bool:
-        return isinstance(self.num_workers, list)
 
     @property
     def metric(self) -> str | None:
@@ -284,42 +264,6 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, OptimiseConfig, LossConf
                 work = storage.join(storage.normalise(self.output), STAGING, TEACHER)
                 return TeacherOptions(_absolute_model(part.teacher), encoder, work)
         return None
-
-    def train_options(self, *, cuda: bool = False, bfloat16: bool | None = None) -> TrainOptions:
-        """What the loop is told.
-
-        Args:
-            cuda: whether it runs on GPUs.
-            bfloat16: whether all workers' hardware multiplies it, which decides precision=auto; None, where no worker
-                was asked: GPUs do, and a CPU if this machine's does.
-
-        Raises:
-            ConfigError: options that cannot be together.
-        """
-        from raycurate.training.loss.losses import FalseNegatives
-        from raycurate.training.loss.objective import Distillation
-        from raycurate.training.options import TrainOptions
-
-        same = TrainOptions.__dataclass_fields__.keys() & type(self).model_fields.keys()
-        values: dict[str, Any] = {name: getattr(self, name) for name in same}
-        rule = self.false_negatives
-        values |= {
-            "false_negatives": FalseNegatives(**rule.model_dump()) if rule is not None else None,
-            "distillation": tuple(
-                Distillation(**part.model_dump(exclude={"teacher", "encoder"})) for part in self.distillation
-            ),
-            "gradcache": None if self.gradcache == "auto" else self.gradcache,
-            "matryoshka": tuple(sorted(self.matryoshka.items(), reverse=True)),
-            "elastic": self.elastic,
-        }
-        if self.precision == "auto":
-            import torch
-
-            from raycurate.models.devices import multiplies_bfloat16
-
-            here = cuda or multiplies_bfloat16(torch.device("cpu"))
-            values["precision"] = "bfloat16" if (here if bfloat16 is None else bfloat16) else "float32"
-        return TrainOptions(**values)
 
 
 def _lifted(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,20 +1,19 @@
-"""What a user can say about a fine-tuning, by group: data, model, loss, optimisation, workers, checkpoints.
+"""What a user can say about a fine-tuning beside the loop's own options (training/options.py), by group.
 
 The names are those of NeMo's embed recipes where these have one. config.py puts the groups together.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from raycurate.core.config import StageConfig, option
 from raycurate.models.contract import pooling_name
 from raycurate.ray_runtime.cluster import ActorGroupOptions
 
 Sources = str | list[str | dict[str, Any]]
-Positive = Annotated[int, Field(gt=0)]
 
 
 class _Part(BaseModel):
@@ -30,39 +29,6 @@ class LoraConfig(_Part):
     dora: bool = Field(False, description="learn the length of each row of a weight apart from its direction")
     target_modules: list[str] = Field([], description="last parts of the names of linear layers; all by default")
     exclude_modules: list[str] = Field([], description="of these, layers that get no adapter, named alike or in full")
-
-
-class FalseNegativesConfig(_Part):
-    """Negatives that score too near the positive are masked; the margins are those of mining."""
-
-    kind: Literal["perc", "abs"] = "perc"
-    margin: float = Field(0.95, ge=0)
-    listed_too: bool = False
-
-
-class DistillationConfig(_Part):
-    """What is learnt from a teacher: its scores of the passages (kl, margin_mse), as mining with a teacher writes them,
-    or the directions of its vectors (embeddings), which are made before the training."""
-
-    kind: Literal["kl", "margin_mse", "embeddings"]
-    weight: float = Field(1.0, ge=0)
-    teacher_temperature: float = Field(1.0, gt=0, description="of the teacher's scores (kl)")
-    teacher_scale: float = Field(1.0, description="brings the teacher's margins to the model's range (margin_mse)")
-    teacher: str | None = option(
-        None, "the model whose vectors are followed, of the same dimension (embeddings)", place="model", min_length=1
-    )
-    encoder: dict[str, Any] = Field({}, description="how that model is run: options of `raycurate embed`")
-
-    @model_validator(mode="after")
-    def _a_teacher(self) -> DistillationConfig:
-        if self.kind == "embeddings" and self.teacher is None:
-            raise ValueError("kind=embeddings follows the vectors of a model: name it with teacher")
-        if self.kind != "embeddings" and (self.teacher is not None or self.encoder):
-            raise ValueError(
-                f"kind={self.kind} follows the scores that stand in the training data; teacher and encoder are for "
-                "kind=embeddings"
-            )
-        return self
 
 
 class DataConfig(StageConfig):
@@ -121,7 +87,6 @@ class ModelConfig(StageConfig):
     pooling: str | None = option(None, "mean, cls, last, weighted_mean or multi_vector; the model's own by default.")
     normalize: bool | None = option(None, "Scale vectors to length one; the model's own habit by default.")
     document_template: str | None = option(None, "How title and text make a document, e.g. '{title} {text}'.")
-    matryoshka: dict[int, float] = option({}, "Dimension -> weight of its loss; the whole vector alone by default.")
     bidirectional: bool | None = option(
         None,
         "Whether a decoder attends both ways: by default it does, unless its own files say how it is pooled (it is an "
@@ -162,93 +127,9 @@ class ModelConfig(StageConfig):
         return None if value is None else pooling_name(value)
 
 
-class LossConfig(StageConfig):
-    """What is minimised."""
-
-    loss: Literal["listed", "in_batch", "cross_rank"] = option(
-        "listed", "A question's negatives: its own listed ones, those of its rank's batch, or of all ranks'."
-    )
-    temperature: float = option(0.02, "Scores are divided by it.", gt=0)
-    contrastive_weight: float = option(1.0, "Of the contrastive loss; 0 leaves the teacher alone.", ge=0)
-    symmetric: bool = option(False, "Also each positive against all questions (in_batch, cross_rank).")
-    false_negatives: FalseNegativesConfig | None = option(
-        None, "Mask negatives that score too near the positive: {kind: perc|abs, margin: 0.95, listed_too: false}."
-    )
-    distillation: list[DistillationConfig] = option(
-        [],
-        "Follow a teacher: its scores in the training data [{kind: kl|margin_mse, weight: 1, teacher_temperature: 1, "
-        "teacher_scale: 1}] or its vectors [{kind: embeddings, weight: 1, teacher: MODEL, encoder: {}}].",
-    )
-
-    @field_validator("distillation")
-    @classmethod
-    def _one_teacher_of_vectors(cls, parts: list[DistillationConfig]) -> list[DistillationConfig]:
-        if sum(part.kind == "embeddings" for part in parts) > 1:
-            raise ValueError("vectors of one teacher only can be followed; leave one kind=embeddings")
-        return parts
-
-
-class OptimiseConfig(StageConfig):
-    """How it is minimised."""
-
-    num_epochs: int = option(3, "Times the training data are gone through.", gt=0)
-    max_steps: int | None = option(None, "Stop after so many steps, the schedule with it.", gt=0)
-    learning_rate: float = option(1e-5, "Highest learning rate.", gt=0)
-    min_learning_rate: float = option(0.0, "What the decay ends at.", ge=0)
-    weight_decay: float = option(0.01, "AdamW's, not on norms and biases.", ge=0)
-    schedule: Literal["linear", "cosine", "constant"] = option("linear", "Decay of the learning rate.")
-    warmup_steps: int | None = option(None, "Steps of warm-up; a tenth of all by default.", ge=0)
-    warmup_ratio: float | None = option(None, "Warm-up as a share of all steps.", ge=0, lt=1)
-    max_grad_norm: float | None = option(1.0, "Gradients are clipped to this norm; null: not.", gt=0)
-    global_batch_size: Positive | Literal["auto"] = option(
-        128, "Questions a step, over all workers; auto is an eighth of a small set's questions, within 16 and 64."
-    )
-    local_batch_size: int | None = option(
-        None,
-        "Questions a worker has in memory at once; the rest of its share follows in further micro-steps. By default "
-        "all of it on a GPU, and on a CPU as many as its share of half of the machine's memory holds.",
-        gt=0,
-    )
-    gradcache: bool | Literal["auto"] = option(
-        "auto",
-        "GradCache runs a batch of in_batch or cross_rank negatives in chunks, with one more forward pass and the same "
-        "gradients: auto where local_batch_size or chunk_tokens cut a worker's share, on always, off never (a share "
-        "that is cut is then refused). With loss=listed nothing needs it.",
-        operational=True,
-    )
-    chunk_tokens: int | None = option(
-        None, "GradCache's chunks in tokens, instead of local_batch_size questions.", operational=True, gt=0
-    )
-    gradient_sync: Literal["last", "each"] = option(
-        "last",
-        "When the micro-steps of a step bring the workers' gradients together: once, in the last, or in each, which "
-        "communicates more and spares a sharded model (fsdp2, hsdp) a whole float32 gradient on every worker.",
-        operational=True,
-    )
-    by_corpus: bool = option(False, "Batches hold questions of one corpus only.")
-    drop_last: bool = option(True, "Leave out the questions of an incomplete last batch (others in each epoch).")
-    shuffle: bool = option(
-        True, "Another order of the questions each epoch; false is that of the files, unsorted by length."
-    )
-    length_window: int = option(50, "Batches among which questions are sorted by length; 0: none.", ge=0)
-    seed: int = option(42, "Seed of the order, of dropout and of the adapters.", ge=0)
-    precision: Literal["auto", "float32", "bfloat16"] = option(
-        "auto",
-        "Of the arithmetic; weights stay float32. auto is bfloat16 where all workers' hardware multiplies it, else "
-        "float32.",
-    )
-    early_stopping: int | None = option(None, "Stop after so many validations in a row without a better val_mrr.", gt=0)
-
-
 class ScalingOptions(StageConfig):
-    """Over which workers, and how the model is laid out on them."""
+    """What the workers are."""
 
-    num_workers: Positive | Literal["auto"] | list[int] = option(
-        "auto",
-        "Training workers: a number, [min, max] for elastic training, or auto: one a GPU, else one a core up to eight, "
-        "as many as divide the batch.",
-        operational=True,
-    )
     actors: ActorGroupOptions = option(
         ActorGroupOptions(),
         "Placement and environment of a worker: num_cpus, num_gpus, resources, accelerator_type, label_selector, "
@@ -258,20 +139,6 @@ class ScalingOptions(StageConfig):
     device: Literal["auto", "cpu", "cuda"] = option(
         "auto", "Where to train; auto is CUDA where the cluster has GPUs.", operational=True
     )
-    strategy: Literal["auto", "ddp", "fsdp2", "hsdp"] = option(
-        "auto", "How the model is shared by the workers; auto is ddp where it fits, else fsdp2.", operational=True
-    )
-    reshard: bool = option(True, "FSDP2 frees a layer's gathered weights after its forward.", operational=True)
-    cpu_offload: bool = option(False, "FSDP2 keeps weights and optimiser in the host's memory.", operational=True)
-    shard_size: int | None = option(None, "HSDP: workers that share one copy; one machine's.", operational=True, gt=0)
-    tp_size: int = option(
-        1,
-        "Ranks that share each layer: 1, as more are refused; strategy=fsdp2 spreads the memory.",
-        operational=True,
-        gt=0,
-    )
-    cp_size: int = option(1, "Context parallelism; only 1.", operational=True, gt=0)
-    sequence_parallel: bool = option(False, "Only false.", operational=True)
     timeout_minutes: float = option(30.0, "Minutes after which a collective counts as failed.", operational=True, gt=0)
     max_failures: int = option(
         3, "Times a dead worker is replaced and the training goes on from its last checkpoint; -1: always.",
@@ -282,19 +149,12 @@ class ScalingOptions(StageConfig):
 class CheckpointOptions(StageConfig):
     """What is saved and measured on the way."""
 
-    checkpoint_every_steps: int | None = option(
-        None, "Steps between checkpoints; at the end of each epoch by default.", operational=True, gt=0
-    )
     interim_every_minutes: float | None = option(
         30.0,
         "Minutes after a checkpoint until one is made that only serves to go on from: it is not measured, and gone "
         "with the next; null for none.",
         operational=True, gt=0,
     )  # fmt: skip
-    validate_every_steps: int | None = option(
-        None, "Steps between validations; at the end of each epoch by default, and before each checkpoint.", gt=0
-    )
-    validation_batch_size: int | None = option(None, "Questions of a worker at once.", operational=True, gt=0)
     dev: str | None = option(
         None,
         "A BEIR folder whose DEV split is searched, over the whole corpus, for each checkpoint (dev_ndcg10, "
@@ -327,7 +187,6 @@ class CheckpointOptions(StageConfig):
     )
     keep_last: int = option(1, "Latest checkpoints that are kept.", operational=True, gt=0)
     keep_best: int = option(1, "Best checkpoints that are kept besides.", operational=True, ge=0)
-    log_every_steps: int = option(1, "Steps between two lines of the log.", operational=True, gt=0)
     resume: str = option(
         "auto",
         "auto goes on with an unfinished training of this output, never begins anew, a path goes on from that "

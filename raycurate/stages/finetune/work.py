@@ -109,14 +109,14 @@ def describe_plan(config: FinetuneConfig, state: Callable[[], str]) -> str:
     found = capacity()
     plan = layout(config, found)
     report = check_plan([plan.demand(config)], found)
-    options = config.train_options(cuda=plan.gpus > 0)
+    options = config.settled(cuda=plan.gpus > 0)
     if not plan.gpus:
         warn_if_imitated(options.precision, torch.device("cpu"), where="precision", backward=True)
     questions, said = _count(config, state)
     setting = replace(_setting(config, plan, questions), memory=worker_memory(plan, found))
     folder = fetch_model(config.encoder_options())
     config = _cut_to_memory(config, plan, found, questions)
-    options = config.train_options(cuda=plan.gpus > 0)
+    options = config.settled(cuda=plan.gpus > 0)
     estimate = estimate_training(folder, config.model_options(), options, setting, lora=config.lora_options())
     estimate.require_fit()
     waits = [report.waits_for_nodes] if report.waits_for_nodes else []
@@ -156,7 +156,7 @@ def _cut_to_memory(
     chosen = questions_at_once(
         fetch_model(config.encoder_options()),
         config.model_options(),
-        config.train_options(cuda=plan.gpus > 0),
+        config.settled(cuda=plan.gpus > 0),
         replace(_setting(config, plan, questions), memory=memory),
         lora=config.lora_options(),
         fullness=fullness,
@@ -199,14 +199,14 @@ def finetune(config: FinetuneConfig, run: Run) -> Made:
     report = check_plan([plan.demand(config)], found)
     if report.waits_for_nodes:
         log.info("finetune: %s", report.waits_for_nodes)
-    options = config.train_options(cuda=plan.gpus > 0)
+    options = config.settled(cuda=plan.gpus > 0)
     refuse_what_cannot_be(options)
     refuse_untrained(config)
     for name, said in _model_facts(config):
         log.info("finetune: %s: %s", name, said)
     train_data, val_data = make_prepared(config)
     config = _cut_to_memory(config, plan, found, len(train_data), train_data.lengths)
-    options = config.train_options(cuda=plan.gpus > 0)
+    options = config.settled(cuda=plan.gpus > 0)
     steps = steps_of(train_data, options, plan)
     _refuse_what_is_over(config, steps)
     clock.lap("prepare")

@@ -95,7 +95,7 @@ def _options(config: FinetuneConfig, device: torch.device, *, cuda: bool, said: 
     from raycurate.training.collectives import max_over_ranks
 
     lacking = max_over_ranks(torch.tensor(float(not multiplies_bfloat16(device)), device=device))
-    options = config.train_options(cuda=cuda, bfloat16=not lacking.item())
+    options = config.settled(cuda=cuda, bfloat16=not lacking.item())
     if said:
         log.info("finetune: precision %s on %s", options.precision, device)
         warn_if_imitated(options.precision, device, where="precision", backward=True)

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raycurate.training.loss.options import FalseNegatives
 from raycurate.training.model.multi_vector import MultiVectors, maxsim
 
 Vectors: TypeAlias = Tensor | MultiVectors  # one vector a text, [n, D], or one a token
@@ -43,23 +44,6 @@ class Columns:
     def own_QN(self) -> Tensor:
         """int64 [Q, listed], the columns of each question's own passages."""
         return self.positive_Q[:, None] + torch.arange(self.listed, device=self.positive_Q.device)
-
-
-@dataclass(frozen=True)
-class FalseNegatives:
-    """Negatives that score too near to the positive, or above it, are taken for unlabelled positives and masked.
-
-    The bound is the one of hard-negative mining (de Souza P. Moreira et al. 2024, NV-Retriever, arXiv:2407.15831):
-    with the positive's score p, `perc`: p - (1 - margin) * |p|; `abs`: p - margin. A column above it is masked.
-
-    Attributes:
-        listed_too: also mask the question's own listed negatives. Off by default: they were chosen on purpose,
-            by a better judge than the model in training, and those above the positive are what is to be learnt.
-    """
-
-    kind: Literal["perc", "abs"] = "perc"
-    margin: float = 0.95
-    listed_too: bool = False
 
 
 class LossSum(NamedTuple):

@@ -7,7 +7,7 @@ passages of all ranks, gradients included, so every rank must call it at the sam
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from torch.distributed import ProcessGroup
 
 from raycurate.training.collectives import gather_vectors, row_counts, world
 from raycurate.training.loss import losses
-from raycurate.training.loss.losses import Columns, FalseNegatives, Vectors
+from raycurate.training.loss.losses import Columns, Vectors
 from raycurate.training.loss.masks import Keys, gathered_columns, own_columns, reversed_columns
+from raycurate.training.loss.options import Distillation, LossOptions
 from raycurate.training.model.multi_vector import MultiVectors
 
 
@@ -39,47 +40,15 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class Distillation:
-    """A teacher's part in the loss.
-
-    Attributes:
-        kind: `kl` and `margin_mse` follow the teacher's scores, `embeddings` the directions of its vectors.
-        teacher_temperature: of `kl`.
-        teacher_scale: of `margin_mse`.
-    """
-
-    kind: Literal["kl", "margin_mse", "embeddings"]
-    weight: float = 1.0
-    teacher_temperature: float = 1.0
-    teacher_scale: float = 1.0
-
-
-@dataclass(frozen=True)
 class Objective:
     """A recipe's loss; called with vectors and targets it gives loss_Q.
 
     Attributes:
-        negatives: a question's `listed` ones, all of the rank's batch (`in_batch`), or of all ranks' (`cross_rank`).
-        weight: of the contrastive part; 0 leaves the teacher alone.
         normalised: the model gives vectors of length one, so Matryoshka prefixes are scaled to it again.
-        symmetric: also each positive against all questions, and the mean of the two; not with `listed`.
-        matryoshka: (dimension, weight), summed; empty: the whole vector, weight 1.
     """
 
-    negatives: Literal["listed", "in_batch", "cross_rank"] = "listed"
-    temperature: float = 0.02
-    weight: float = 1.0
+    options: LossOptions
     normalised: bool = True
-    symmetric: bool = False
-    false_negatives: FalseNegatives | None = None
-    matryoshka: tuple[tuple[int, float], ...] = ()
-    distillation: tuple[Distillation, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}: it must be above 0")
-        if self.symmetric and self.negatives == "listed":
-            raise ValueError("a symmetric loss needs in_batch or cross_rank negatives")
 
     def __call__(
         self, queries: Vectors, passages: Vectors, targets: Targets, group: ProcessGroup | None = None
@@ -93,15 +62,15 @@ class Objective:
         device = targets.keys.documents_P.device
         loss_Q = torch.zeros(targets.keys.questions, device=device)
         with torch.autocast(device.type, enabled=False):
-            if self.weight:
-                loss_Q = loss_Q + self.weight * self._contrastive(queries, passages, targets, group)
-            for part in self.distillation:
+            if self.options.contrastive_weight:
+                loss_Q = loss_Q + self.options.contrastive_weight * self._contrastive(queries, passages, targets, group)
+            for part in self.options.distillation:
                 loss_Q = loss_Q + part.weight * self._distilled(part, queries, passages, targets)
         return loss_Q if targets.real_Q is None else torch.where(targets.real_Q, loss_Q, 0.0)
 
     def _contrastive(self, queries: Vectors, passages: Vectors, targets: Targets, group: ProcessGroup | None) -> Tensor:
-        board = _Board.of(self, queries, passages, targets, group)
-        dimensions = self.matryoshka or ((_width(queries), 1.0),)
+        board = _Board.of(self.options, queries, passages, targets, group)
+        dimensions = sorted(self.options.matryoshka.items(), reverse=True) or [(_width(queries), 1.0)]
         total_Q: Tensor | None = None
         for dimension, weight in dimensions:
             loss_Q = weight * self._one(board.at(dimension, normalised=self.normalised))
@@ -110,8 +79,8 @@ class Objective:
         return total_Q
 
     def _one(self, board: _Board) -> Tensor:
-        columns, t, rule = board.columns, self.temperature, self.false_negatives
-        if self.negatives == "listed":
+        columns, t, rule = board.columns, self.options.temperature, self.options.false_negatives
+        if self.options.loss == "listed":
             forbidden_QN = columns.forbidden_QP.gather(1, columns.own_QN())
             own_QN = losses.listed_scores(board.queries, board.passages)
             return losses.listed(own_QN, temperature=t, forbidden_QN=forbidden_QN, false_negatives=rule)
@@ -139,7 +108,7 @@ class Objective:
         return losses.kl_to_teacher(
             own_QN,
             targets.teacher_scores_QN,
-            temperature=self.temperature,
+            temperature=self.options.temperature,
             teacher_temperature=part.teacher_temperature,
         )
 
@@ -156,18 +125,18 @@ class _Board:
     back: Columns | None
 
     @classmethod
-    def of(cls, objective: Objective, queries: Vectors, passages: Vectors, targets: Targets, group: Any) -> _Board:
+    def of(cls, options: LossOptions, queries: Vectors, passages: Vectors, targets: Targets, group: Any) -> _Board:
         keys = targets.keys
-        gathered = objective.negatives == "cross_rank" and world(group)[1] > 1
+        gathered = options.loss == "cross_rank" and world(group)[1] > 1
         columns = gathered_columns(keys, group) if gathered else own_columns(keys)
         back = None
-        if objective.symmetric:
+        if options.symmetric:
             back = reversed_columns(columns, gathered=gathered, real_Q=targets.real_Q, group=group)
         every_passage, every_query = passages, queries
         if gathered:
             counts = row_counts(keys.questions, keys.documents_P.device, group)
             every_passage = gather_vectors(passages, [n * keys.listed for n in counts], group)
-            every_query = gather_vectors(queries, counts, group) if objective.symmetric else queries
+            every_query = gather_vectors(queries, counts, group) if options.symmetric else queries
         return cls(queries, every_passage, every_query, _every(passages, keys.listed), columns, back)
 
     def at(self, dimension: int, *, normalised: bool) -> _Board:
