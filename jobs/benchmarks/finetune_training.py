@@ -49,7 +49,8 @@ def train_ours(task: dict[str, Any]) -> Outcome:
     from raycurate.training.checkpoints.checkpoints import CONSOLIDATED
     from raycurate.training.loop import train
     from raycurate.training.loss.options import FalseNegatives
-    from raycurate.training.model.backbones import ModelOptions, training_contract
+    from raycurate.training.model.backbones import training_contract
+    from raycurate.training.model.options import ModelOptions
     from raycurate.training.options import TrainOptions
 
     length = task["max_length"]

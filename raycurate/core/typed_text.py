@@ -37,7 +37,7 @@ def members(declared: Any) -> list[Any]:
 
 
 def models_in(declared: Any) -> list[type[BaseModel]]:
-    """The models that a type allows, also as elements: `LoraConfig | None`, `list[Part]`, ..."""
+    """The models that a type allows, also as elements: `LoraOptions | None`, `list[Part]`, ..."""
     if isinstance(declared, type) and issubclass(declared, BaseModel):
         return [declared]
     return [model for part in get_args(declared) for model in models_in(part)]

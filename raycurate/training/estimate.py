@@ -27,9 +27,8 @@ from raycurate.core.errors import CapacityError, ConfigError
 from raycurate.training import optimise
 from raycurate.training.batches.order import BatchSplit, split_batch
 from raycurate.training.flops import GIB, Flops, training_flops
-from raycurate.training.model.backbones import ModelOptions
-from raycurate.training.model.lora import LoraOptions
 from raycurate.training.model.meta_model import Activations, ModelOutline, Outline
+from raycurate.training.model.options import LoraOptions, ModelOptions
 from raycurate.training.model.parallelize import choose_strategy
 from raycurate.training.options import TrainOptions
 
@@ -273,9 +272,7 @@ class _Planner:
         """Bytes of activations of a micro-step's texts, and of the copies of weights that autocast keeps."""
         checkpointed = model.gradient_checkpointing
         autocast = autocast and options.precision == "bfloat16" and model.dtype == "float32"
-        computed = (
-            model if autocast else replace(model, dtype="bfloat16" if options.precision == "bfloat16" else "float32")
-        )
+        computed = model if autocast else model.model_copy(update={"dtype": options.precision})
         query = self._measured(computed, autocast, setting.cuda, setting.query_length)
         passage = self._measured(computed, autocast, setting.cuda, setting.passage_length)
         copies = passage.copies * self.counts.towers
@@ -302,7 +299,8 @@ def _changes(found: Estimate) -> Iterator[tuple[str, Estimate]]:
     """What could be tried to save memory, the cheapest first: its option, and the estimate with only that changed."""
     model, options, setting = found.model, found.options, found.setting
     if not model.gradient_checkpointing:
-        yield "gradient_checkpointing=true", replace(found, model=replace(model, gradient_checkpointing=True))
+        checkpointed = model.model_copy(update={"gradient_checkpointing": True})
+        yield "gradient_checkpointing=true", replace(found, model=checkpointed)
     if options.precision == "float32" and setting.cuda:
         yield "precision=bfloat16", replace(found, options=options.model_copy(update={"precision": "bfloat16"}))
     if found.micro_batch > 1:

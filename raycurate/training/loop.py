@@ -31,9 +31,8 @@ from raycurate.training.checkpoints.writer import Beside
 from raycurate.training.checkpoints.writing import Contents, Export, Interim, Saved, Write
 from raycurate.training.collectives import world
 from raycurate.training.loss.objective import Objective
-from raycurate.training.model.backbones import ModelOptions
 from raycurate.training.model.bi_encoder import BiEncoder
-from raycurate.training.model.lora import LoraOptions
+from raycurate.training.model.options import LoraOptions, ModelOptions
 from raycurate.training.model.parallelize import Parallel, load_to_spread, parallelize
 from raycurate.training.options import TrainOptions
 from raycurate.training.plan import Plan, plan_training

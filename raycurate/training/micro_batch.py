@@ -18,8 +18,7 @@ from raycurate.training.flops import GIB
 from raycurate.training.options import TrainOptions
 
 if TYPE_CHECKING:
-    from raycurate.training.model.backbones import ModelOptions
-    from raycurate.training.model.lora import LoraOptions
+    from raycurate.training.model.options import LoraOptions, ModelOptions
 
 PROCESS = 3 * GIB // 4
 """What a worker holds before it has a model: Python, torch, Ray."""

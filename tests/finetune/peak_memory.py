@@ -13,8 +13,8 @@ import torch
 
 from raycurate.training.batches.prepared import Prepared
 from raycurate.training.loss.objective import Objective
-from raycurate.training.model.backbones import ModelOptions
 from raycurate.training.model.bi_encoder import load_bi_encoder
+from raycurate.training.model.options import ModelOptions
 from raycurate.training.model.parallelize import Parallel, parallelize
 from raycurate.training.optimise import make_optimizer
 from raycurate.training.options import TrainOptions

@@ -20,9 +20,8 @@ from raycurate.training.checkpoints.writer import Beside
 from raycurate.training.checkpoints.writing import Maker, Saved, together
 from raycurate.training.collectives import world
 from raycurate.training.loop import export_weights, train
-from raycurate.training.model.backbones import ModelOptions
 from raycurate.training.model.bi_encoder import load_bi_encoder
-from raycurate.training.model.lora import LoraOptions
+from raycurate.training.model.options import LoraOptions, ModelOptions
 from tests.finetune.families import save_family
 from tests.finetune.training_sets import prepared_for, random_data
 from tests.finetune.trainings import Case, Diary, one_thread, run

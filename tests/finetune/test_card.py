@@ -18,9 +18,8 @@ from raycurate.models.options import EncoderOptions
 from raycurate.training.checkpoints.card import Origin, named_data, write_card
 from raycurate.training.checkpoints.checkpoints import CARD, CONSOLIDATED, CheckpointStore, Keep
 from raycurate.training.checkpoints.export import export_checkpoint
-from raycurate.training.model.backbones import ModelOptions
 from raycurate.training.model.bi_encoder import ROLES, load_bi_encoder
-from raycurate.training.model.lora import LoraOptions
+from raycurate.training.model.options import LoraOptions, ModelOptions
 from tests.encoders.tiny import TEXTS
 from tests.finetune.families import least_cosine, save_family, shake, vectors
 

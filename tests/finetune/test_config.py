@@ -68,8 +68,8 @@ def test_values_reach_the_loop_the_model_and_the_data() -> None:
     model = config.model_options()
     assert model.prompts == {"query": "q: ", "document": ""} and (model.max_length, model.trained_length) == (None, 256)
     assert model.matryoshka_dims == (128, 64)
-    lora = config.lora_options()
-    assert lora is not None and lora.dim == 4 and lora.target_modules == ("q_proj",)
+    lora = config.lora
+    assert lora is not None and lora.dim == 4 and lora.target_modules == ["q_proj"]
     assert config.prepare_options().passages.teacher_scores
     assert config.prepare_options(validation=True).passages.n_passages == 3
 

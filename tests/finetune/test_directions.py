@@ -10,9 +10,10 @@ import pytest
 from raycurate.core.errors import ConfigError
 from raycurate.stages.finetune.base_eval import refuse_untrained
 from raycurate.training.checkpoints.export import export_checkpoint
-from raycurate.training.model.backbones import ModelOptions, attends_both_ways, describe_attention, training_contract
+from raycurate.training.model.backbones import attends_both_ways, describe_attention, training_contract
 from raycurate.training.model.bi_encoder import load_bi_encoder
 from raycurate.training.model.meta_model import ModelOutline
+from raycurate.training.model.options import ModelOptions
 from tests.finetune.families import DECODERS, save_family
 from tests.finetune.runs import config_of
 

@@ -26,8 +26,8 @@ from raycurate.training.batches.prepared import Prepared, PrepareOptions, prepar
 from raycurate.training.batches.teacher import TeacherOptions
 from raycurate.training.loss import losses
 from raycurate.training.loss.options import Distillation
-from raycurate.training.model.backbones import ModelOptions
 from raycurate.training.model.bi_encoder import load_bi_encoder
+from raycurate.training.model.options import ModelOptions
 from raycurate.training.options import TrainOptions
 from raycurate.training.plan import plan_training
 from tests.embed.hashing import hash_vector

@@ -14,10 +14,9 @@ from raycurate.core.errors import CapacityError
 from raycurate.training.estimate import Setting, estimate_training
 from raycurate.training.flops import GIB, device_named, peak_flops, training_flops
 from raycurate.training.micro_batch import PROCESS, half_of_a_machine, questions_at_once
-from raycurate.training.model.backbones import ModelOptions
 from raycurate.training.model.bi_encoder import BiEncoder, load_bi_encoder
-from raycurate.training.model.lora import LoraOptions
 from raycurate.training.model.meta_model import ModelOutline
+from raycurate.training.model.options import LoraOptions, ModelOptions
 from raycurate.training.options import TrainOptions
 from tests.finetune.families import Batch, save_family
 

@@ -16,9 +16,9 @@ from raycurate.models.contract import EmbeddingContract
 from raycurate.models.options import EncoderOptions
 from raycurate.models.tokenize import Tokenizer
 from raycurate.training.checkpoints.export import export_checkpoint
-from raycurate.training.model.backbones import ModelOptions
 from raycurate.training.model.bi_encoder import ROLES, load_bi_encoder
 from raycurate.training.model.meta_model import ModelOutline
+from raycurate.training.model.options import ModelOptions
 from tests.encoders.tiny import TEXTS, save_llama
 from tests.finetune.families import batch_of, least_cosine, save_family, shake, vectors
 

@@ -16,7 +16,7 @@ from raycurate.training.checkpoints.checkpoints import CheckpointStore, Keep
 from raycurate.training.checkpoints.writer import Beside
 from raycurate.training.checkpoints.writing import Maker, Saved, Write
 from raycurate.training.loop import train
-from raycurate.training.model.backbones import ModelOptions
+from raycurate.training.model.options import ModelOptions
 from tests.finetune.families import save_family
 from tests.finetune.training_sets import prepared_for, random_data
 from tests.finetune.trainings import Case, Diary, one_thread

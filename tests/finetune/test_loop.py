@@ -15,8 +15,7 @@ from raycurate.core.errors import ConfigError, InputError
 from raycurate.data.training.training import TrainingData, read_training_data
 from raycurate.training.batches.prepared import Prepared
 from raycurate.training.loop import Trained, export_weights, train
-from raycurate.training.model.backbones import ModelOptions
-from raycurate.training.model.lora import LoraOptions
+from raycurate.training.model.options import LoraOptions, ModelOptions
 from raycurate.training.options import TrainOptions
 from raycurate.training.plan import plan_training
 from raycurate.training.step import NotANumberError

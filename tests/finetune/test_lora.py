@@ -9,9 +9,9 @@ from raycurate.core.errors import ConfigError
 from raycurate.encoders.base import encode, load_encoder
 from raycurate.models.options import EncoderOptions
 from raycurate.training.checkpoints.export import export_checkpoint
-from raycurate.training.model.backbones import ModelOptions
 from raycurate.training.model.bi_encoder import load_bi_encoder
-from raycurate.training.model.lora import LoraOptions, merged, options_of, stock_names
+from raycurate.training.model.lora import merged, options_of, stock_names
+from raycurate.training.model.options import LoraOptions, ModelOptions
 from tests.encoders.tiny import TEXTS
 from tests.finetune.families import batch_of, least_cosine, save_family, vectors
 
@@ -85,7 +85,7 @@ def test_layers_that_no_gradient_reaches_and_unknown_ones_get_no_adapter(tiny, t
     with pytest.raises(ConfigError, match="GPT2Model has no linear layer"):  # its projections are of another class
         load_bi_encoder(save_family(tmp_path / "gpt2", "gpt2"), ModelOptions(), lora=LoraOptions())
     with pytest.raises(ConfigError, match="dim=0"):
-        LoraOptions(dim=0)
+        LoraOptions.parse({"dim": 0}, where="lora")
 
 
 @pytest.mark.parametrize("lora", VARIANTS, ids=["lora", "dora", "dropout"])

@@ -1,7 +1,6 @@
 """The bi-encoder: its vectors are the encoders', padding changes nothing, every trained parameter has a gradient."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +11,11 @@ from raycurate.encoders.base import encode, load_encoder
 from raycurate.models.contract import EmbeddingContract
 from raycurate.models.options import EncoderOptions
 from raycurate.training.checkpoints.export import export_checkpoint
-from raycurate.training.model.backbones import ModelOptions, layers_of, load_body
+from raycurate.training.model.backbones import layers_of, load_body
 from raycurate.training.model.bi_encoder import load_bi_encoder
 from raycurate.training.model.meta_model import ModelOutline
 from raycurate.training.model.multi_vector import MultiVectors, finish, maxsim
+from raycurate.training.model.options import ModelOptions
 from tests.encoders.tiny import TEXTS, save_llama
 from tests.finetune.families import (
     DECODERS,
@@ -105,7 +105,7 @@ def vectors_and_gradients(folder: str, batch, options: ModelOptions) -> tuple[Fo
     model = load_bi_encoder(folder, options)
     rounded = _vectors_and_gradients(model, batch)
     if options.gradient_checkpointing:  # its second forward would run outside of InFloat64
-        model = load_bi_encoder(folder, replace(options, gradient_checkpointing=False))
+        model = load_bi_encoder(folder, options.model_copy(update={"gradient_checkpointing": False}))
     model.zero_grad()
     with InFloat64():
         return rounded, _vectors_and_gradients(model.double(), batch)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raycurate.core.errors import ConfigError
 from raycurate.data.training.training import read_training_data
-from raycurate.training.model.lora import LoraOptions
+from raycurate.training.model.options import LoraOptions
 from raycurate.training.model.parallelize import choose_strategy, parallelize, refuse_what_cannot_be, training_bytes
 from raycurate.training.options import TrainOptions
 from raycurate.training.step import NotANumberError
@@ -131,7 +131,9 @@ def _spoilt(case: Case, root: Path) -> tuple[str, list[str]]:
 def _validated_and_adapted(plain: Case) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for strategy in STRATEGIES[:2]:
-        case = replace(plain, options=STEPS | {"strategy": strategy, "validation_batch_size": 7}, lora=LoraOptions(2))
+        case = replace(
+            plain, options=STEPS | {"strategy": strategy, "validation_batch_size": 7}, lora=LoraOptions(dim=2)
+        )
         diary = Diary()
         losses = run(case, diary, val_data=case.data).losses
         found[f"adapters {strategy}"] = losses, diary.saves[-1][2]
@@ -180,7 +182,7 @@ def test_adapters_and_validation_over_two_ranks(trainings: Trainings, strategy: 
     """90 questions in batches of 7 a rank: the last batch is not even, and counts all the same."""
     plain = trainings.cases["bert listed"]
     alone = Diary()
-    wanted = run(replace(plain, lora=LoraOptions(2)), alone, val_data=plain.data).losses
+    wanted = run(replace(plain, lora=LoraOptions(dim=2)), alone, val_data=plain.data).losses
     losses, metrics = trainings.two[f"adapters {strategy}"]
     assert losses == pytest.approx(wanted, rel=1e-5)
     assert metrics["val_questions"] == 90
@@ -264,8 +266,8 @@ def test_what_is_refused(options: dict[str, Any], said: str):
 
 
 def test_offloading_without_ranks_is_refused(tmp_path: Path):
-    from raycurate.training.model.backbones import ModelOptions
     from raycurate.training.model.bi_encoder import load_bi_encoder
+    from raycurate.training.model.options import ModelOptions
 
     encoder = load_bi_encoder(save_family(tmp_path, "bert"), ModelOptions())
     with pytest.raises(ConfigError, match="not initialised"):

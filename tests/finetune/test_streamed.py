@@ -18,9 +18,8 @@ from torch import nn
 from raycurate.core.errors import ContractError
 from raycurate.training.checkpoints.tensor_files import ShardWriter
 from raycurate.training.model import streamed
-from raycurate.training.model.backbones import ModelOptions
 from raycurate.training.model.bi_encoder import BiEncoder, MustBeLoadedWholeError, empty_bi_encoder, load_bi_encoder
-from raycurate.training.model.lora import LoraOptions
+from raycurate.training.model.options import LoraOptions, ModelOptions
 from raycurate.training.model.parallelize import load_to_spread, parallelize
 from raycurate.training.options import TrainOptions
 from tests.encoders.tiny import TEXTS, save_tokenizer
@@ -70,8 +69,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory, dense_model: str) -> dict[st
         "dense heads": (dense_model, ModelOptions(dropout=0.0), None),
         "an old bert": (save_as_older_programs_did(root / "old bert", "bert"), ModelOptions(dropout=0.0), None),
         "an old llama": (save_as_older_programs_did(root / "old llama", "llama"), BOTH, None),
-        "adapters": (llama, BOTH, LoraOptions(2)),
-        "two towers, dora": (llama, ModelOptions(separate_encoders=True, dropout=0.0), LoraOptions(2, dora=True)),
+        "adapters": (llama, BOTH, LoraOptions(dim=2)),
+        "two towers, dora": (llama, ModelOptions(separate_encoders=True, dropout=0.0), LoraOptions(dim=2, dora=True)),
     }
 
 

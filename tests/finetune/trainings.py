@@ -17,9 +17,8 @@ from raycurate.training.checkpoints.writing import Interim, Saved, Write
 from raycurate.training.collectives import world
 from raycurate.training.loop import Trained, train
 from raycurate.training.loss.objective import Objective
-from raycurate.training.model.backbones import ModelOptions
 from raycurate.training.model.bi_encoder import BiEncoder, load_bi_encoder
-from raycurate.training.model.lora import LoraOptions
+from raycurate.training.model.options import LoraOptions, ModelOptions
 from raycurate.training.model.parallelize import parallelize
 from raycurate.training.options import TrainOptions
 from raycurate.training.plan import plan_training

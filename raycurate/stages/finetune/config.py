@@ -20,6 +20,7 @@ from raycurate.stages.finetune.config_groups import (
     ScalingOptions,
 )
 from raycurate.training.logs import LogOptions
+from raycurate.training.model.options import ArchitectureOptions, ModelOptions
 from raycurate.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from raycurate.models.options import EncoderOptions
     from raycurate.training.batches.prepared import PrepareOptions
     from raycurate.training.batches.teacher import TeacherOptions
-    from raycurate.training.model.backbones import ModelOptions
-    from raycurate.training.model.lora import LoraOptions
 
 ALGORITHM_VERSION = 1
 
@@ -49,7 +48,7 @@ _SAID_OF_THE_MODEL = (
 """What `encoder` may say too: it is trained as it is run. Lengths are not among it."""
 
 
-class FinetuneConfig(CheckpointOptions, ScalingOptions, TrainOptions, ModelConfig, DataConfig):
+class FinetuneConfig(CheckpointOptions, ScalingOptions, TrainOptions, ArchitectureOptions, ModelConfig, DataConfig):
     """Training data and a model in; checkpoints in Hugging Face format out."""
 
     output: str = option(..., "Folder or URI the checkpoints are written to.", operational=True, place="output")
@@ -175,12 +174,8 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, TrainOptions, ModelConfi
 
     def model_options(self) -> ModelOptions:
         """How the checkpoint becomes a bi-encoder."""
-        from raycurate.training.model.backbones import ModelOptions
-
-        same = ("pooling", "normalize", "document_template", "bidirectional", "separate_encoders", "attention",
-                "dropout", "gradient_checkpointing", "compile", "liger")  # fmt: skip
         return ModelOptions(
-            **{name: getattr(self, name) for name in same},
+            **{name: getattr(self, name) for name in ArchitectureOptions.model_fields},
             max_length=self.export_max_length or self.encoder.get("max_length"),
             trained_length=max(self.query_max_length, self.passage_max_length),
             prompts=self._prompts(),
@@ -202,14 +197,6 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, TrainOptions, ModelConfi
             "query": given[0] if given[0] is not None else query,
             "document": given[1] if given[1] is not None else document,
         }
-
-    def lora_options(self) -> LoraOptions | None:
-        from raycurate.training.model.lora import LoraOptions
-
-        if self.lora is None:
-            return None
-        values = self.lora.model_dump()
-        return LoraOptions(**values | {name: tuple(values[name]) for name in ("target_modules", "exclude_modules")})
 
     def read_data(self, *, validation: bool = False) -> TrainingData | None:
         """The training data, or the validation data; None where there are none of these.

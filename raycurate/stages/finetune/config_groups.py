@@ -7,28 +7,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import SecretStr
 
 from raycurate.core.config import StageConfig, option
-from raycurate.models.contract import pooling_name
 from raycurate.ray_runtime.cluster import ActorGroupOptions
+from raycurate.training.model.options import LoraOptions
 
 Sources = str | list[str | dict[str, Any]]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class LoraConfig(_Part):
-    """Low-rank adapters (PEFT)."""
-
-    dim: int = Field(8, gt=0, description="rank of the update")
-    alpha: float = Field(32, gt=0, description="the update is scaled by alpha / dim")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the adapters' input")
-    dora: bool = Field(False, description="learn the length of each row of a weight apart from its direction")
-    target_modules: list[str] = Field([], description="last parts of the names of linear layers; all by default")
-    exclude_modules: list[str] = Field([], description="of these, layers that get no adapter, named alike or in full")
 
 
 class DataConfig(StageConfig):
@@ -69,7 +54,7 @@ class DataConfig(StageConfig):
 
 
 class ModelConfig(StageConfig):
-    """The model that is trained. Null leaves the choice to the checkpoint's own files."""
+    """The model that is trained, and from where. Null leaves the choice to the checkpoint's own files."""
 
     model: str = option(
         ..., "The model to start from: a folder, a Hugging Face id or `python:MODULE`.", min_length=1, place="model"
@@ -84,31 +69,13 @@ class ModelConfig(StageConfig):
     add_eos: bool | None = option(
         None, "Whether a text ends with the tokenizer's token for that; by default as it does."
     )
-    pooling: str | None = option(None, "mean, cls, last, weighted_mean or multi_vector; the model's own by default.")
-    normalize: bool | None = option(None, "Scale vectors to length one; the model's own habit by default.")
-    document_template: str | None = option(None, "How title and text make a document, e.g. '{title} {text}'.")
-    bidirectional: bool | None = option(
-        None,
-        "Whether a decoder attends both ways: by default it does, unless its own files say how it is pooled (it is an "
-        "embedding model already); false keeps it causal. With pooling=last it must be said.",
-    )
     export_max_length: int | None = option(
         None,
         "Tokens at which the trained model cuts a text when it is used; by default those of `encoder`, or the model's "
         "own, whatever it was trained with.",
         gt=0,
     )
-    separate_encoders: bool = option(False, "One encoder for questions and one for documents, which start alike.")
-    attention: Literal["sdpa", "flash_attention_2", "eager", "unpadded"] | None = option(
-        None,
-        "How attention is computed; unpadded lays texts end to end (3-4x faster on a CPU where the model can).",
-        operational=True,
-    )
-    dropout: float | None = option(None, "Every dropout of the model in training; its own by default.", ge=0, lt=1)
-    gradient_checkpointing: bool = option(False, "Compute activations twice to keep few of them.", operational=True)
-    compile: bool = option(False, "torch.compile each layer.", operational=True)
-    liger: bool = option(False, "Liger's fused kernels (CUDA).", operational=True)
-    lora: LoraConfig | None = option(
+    lora: LoraOptions | None = option(
         None,
         "Train low-rank adapters only: {dim: 8, alpha: 32, dropout: 0, dora: false, target_modules: [], "
         "exclude_modules: []}.",
@@ -120,11 +87,6 @@ class ModelConfig(StageConfig):
         None, "Token for gated models; the hub's own environment by default.", operational=True
     )
     local_files_only: bool = option(False, "Never ask the network for a model.", operational=True)
-
-    @field_validator("pooling")
-    @classmethod
-    def _known_pooling(cls, value: str | None) -> str | None:
-        return None if value is None else pooling_name(value)
 
 
 class ScalingOptions(StageConfig):

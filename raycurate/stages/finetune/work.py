@@ -117,7 +117,7 @@ def describe_plan(config: FinetuneConfig, state: Callable[[], str]) -> str:
     folder = fetch_model(config.encoder_options())
     config = _cut_to_memory(config, plan, found, questions)
     options = config.settled(cuda=plan.gpus > 0)
-    estimate = estimate_training(folder, config.model_options(), options, setting, lora=config.lora_options())
+    estimate = estimate_training(folder, config.model_options(), options, setting, lora=config.lora)
     estimate.require_fit()
     waits = [report.waits_for_nodes] if report.waits_for_nodes else []
     facts = [f"{name.ljust(12)} {fact}" for name, fact in _model_facts(config)]
@@ -158,7 +158,7 @@ def _cut_to_memory(
         config.model_options(),
         config.settled(cuda=plan.gpus > 0),
         replace(_setting(config, plan, questions), memory=memory),
-        lora=config.lora_options(),
+        lora=config.lora,
         fullness=fullness,
     )
     return config if chosen is None else config.model_copy(update={"local_batch_size": chosen})

@@ -79,7 +79,7 @@ def work(told: dict[str, Any]) -> Trained | None:
             train_data,
             options,
             reporter,
-            lora=config.lora_options(),
+            lora=config.lora,
             val_data=val_data,
             resume_from=state,
             device=device,

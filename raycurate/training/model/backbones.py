@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,40 +23,7 @@ from raycurate.models.contract import POOLING_ALIASES, EmbeddingContract
 from raycurate.models.loading import empty_model, load_model
 from raycurate.models.packed import PackedUnsupportedError
 from raycurate.training.model import unpadded
-
-Attention = Literal["sdpa", "flash_attention_2", "eager", "unpadded"]
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """How a checkpoint becomes a bi-encoder. None leaves the choice to the checkpoint's own files."""
-
-    pooling: str | None = None
-    """mean, cls, last, weighted_mean or multi_vector, or an alias."""
-    normalize: bool | None = None
-    max_length: int | None = None
-    """Tokens at which the exported model cuts a text, special ones included."""
-    trained_length: int | None = None
-    """Tokens of the longest text in training, by which `unpadded` is checked; `max_length` when None."""
-    prompts: dict[str, str] | None = None
-    """By role ("query", "document", ...); replaces the checkpoint's prompts as a whole."""
-    document_template: str | None = None
-    matryoshka_dims: tuple[int, ...] | None = None
-    bidirectional: bool | None = None
-    """Whether a causal decoder is made to attend both ways; None: see `attends_both_ways`."""
-    separate_encoders: bool = False
-    """One encoder for queries and one for documents, which start alike."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the parameters. Mixed precision is the training loop's: it keeps float32 parameters."""
-    attention: Attention | None = None
-    """`unpadded` lays the texts of a batch end to end, see unpadded.py; the others run padded batches."""
-    dropout: float | None = None
-    """Probability of every dropout in training; the checkpoint's own when None."""
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    """torch.compile each layer."""
-    liger: bool = False
-    """Liger's fused kernels (CUDA)."""
+from raycurate.training.model.options import ModelOptions
 
 
 def training_contract(folder: str, options: ModelOptions) -> EmbeddingContract:

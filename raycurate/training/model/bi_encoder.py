@@ -23,7 +23,6 @@ from raycurate.models.packed import position_offset
 from raycurate.models.pooling import normalize, pool_packed, pool_padded
 from raycurate.training.model import unpadded
 from raycurate.training.model.backbones import (
-    ModelOptions,
     checkpoint_layers,
     compile_layers,
     empty_body,
@@ -31,9 +30,10 @@ from raycurate.training.model.backbones import (
     takes_positions,
     training_contract,
 )
-from raycurate.training.model.lora import LoraOptions, add_adapters
+from raycurate.training.model.lora import add_adapters
 from raycurate.training.model.meta_model import ModelOutline, OutlineError
 from raycurate.training.model.multi_vector import MultiVectors, finish
+from raycurate.training.model.options import LoraOptions, ModelOptions
 
 SHARED = "shared"
 

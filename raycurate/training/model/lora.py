@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,39 +20,10 @@ from torch import Tensor, nn
 from raycurate.core.errors import ConfigError
 from raycurate.models.fetch import hub_name
 from raycurate.models.loading import parameters_without_memory
+from raycurate.training.model.options import LoraOptions
 
 NAME = "default"  # PEFT's name for the only adapter
 _PREFIX = "base_model.model."  # what PEFT puts before every name of the model it wraps
-
-
-@dataclass(frozen=True)
-class LoraOptions:
-    """Which adapters to train."""
-
-    dim: int = 8
-    """Rank of the update."""
-    alpha: float = 32
-    """The update is scaled by alpha / dim."""
-    dropout: float = 0.0
-    """On the adapters' input, in training."""
-    dora: bool = False
-    """Learn the length of each row of a weight apart from its direction."""
-    target_modules: tuple[str, ...] = ()
-    """Last parts of the names of linear layers ("q_proj", ...); empty for all of the body."""
-    exclude_modules: tuple[str, ...] = ()
-    """Last parts of the names of layers that get no adapter, or whole names."""
-
-    def __post_init__(self) -> None:
-        if self.dim < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
-            raise ConfigError(
-                f"dim={self.dim}, alpha={self.alpha}, dropout={self.dropout}: dim and alpha are above 0, "
-                "dropout is from 0 to below 1",
-                where="lora",
-            )
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.dim
 
 
 def add_adapters(body: nn.Module, options: LoraOptions, *, base: str) -> nn.Module:
@@ -137,8 +107,13 @@ def is_adapted(body: nn.Module) -> bool:
 def options_of(body: nn.Module) -> LoraOptions:
     """The options that an adapted body was made with (its target modules as PEFT resolved them)."""
     config: Any = body.peft_config[NAME]  # type: ignore[index]
-    targets = tuple(sorted(config.target_modules))
-    return LoraOptions(config.r, config.lora_alpha, config.lora_dropout, config.use_dora, targets)
+    return LoraOptions(
+        dim=config.r,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        dora=config.use_dora,
+        target_modules=sorted(config.target_modules),
+    )
 
 
 def adapter_config(body: nn.Module) -> str:

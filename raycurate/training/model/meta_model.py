@@ -28,14 +28,14 @@ from raycurate.models.checkpoint import (
 )
 from raycurate.models.loading import stock_model
 from raycurate.training.model.backbones import (
-    ModelOptions,
     attends_both_ways,
     layers_of,
     leaves,
     make_bidirectional,
     set_dropout,
 )
-from raycurate.training.model.lora import LoraOptions, add_adapters
+from raycurate.training.model.lora import add_adapters
+from raycurate.training.model.options import LoraOptions, ModelOptions
 
 _OUTLINE, _ON_CPU, _GROUPED = "outline", "outline_on_cpu", "outline_grouped"
 _OUTSIDE = -1

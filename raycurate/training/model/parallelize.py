@@ -22,9 +22,9 @@ from raycurate.core.errors import CapacityError, ConfigError
 from raycurate.core.observe import get_logger
 from raycurate.training.collectives import world
 from raycurate.training.model import streamed
-from raycurate.training.model.backbones import ModelOptions, layers_of
+from raycurate.training.model.backbones import layers_of
 from raycurate.training.model.bi_encoder import BiEncoder, MustBeLoadedWholeError, empty_bi_encoder, load_bi_encoder
-from raycurate.training.model.lora import LoraOptions
+from raycurate.training.model.options import LoraOptions, ModelOptions
 from raycurate.training.options import TrainOptions
 
 SHARE_OF_MEMORY = 0.5
