@@ -44,7 +44,7 @@ def train_ours(task: dict[str, Any]) -> Outcome:
     """The training loop in this process, as each rank of a stage runs it."""
     from raycurate.data.training.training import read_training_data
     from raycurate.models.options import EncoderOptions
-    from raycurate.training.batches.passages import PassageOptions
+    from raycurate.training.batches.options import PassageOptions
     from raycurate.training.batches.prepared import PrepareOptions, prepare
     from raycurate.training.checkpoints.checkpoints import CONSOLIDATED
     from raycurate.training.loop import train
@@ -71,7 +71,7 @@ def train_ours(task: dict[str, Any]) -> Outcome:
         precision=task["precision"],
         checkpoint_every_steps=1_000_000_000,  # as the other side: none before the end
     )
-    passages = PassageOptions(1 if task["system"] == UNMINED else 1 + task["negatives"])
+    passages = PassageOptions(n_passages=1 if task["system"] == UNMINED else 1 + task["negatives"])
     data = read_training_data(task["train"])
     contract = training_contract(task["base"], model)
     started = time.perf_counter()
@@ -79,7 +79,7 @@ def train_ours(task: dict[str, Any]) -> Outcome:
         data,
         EncoderOptions(model=task["base"]),
         contract,
-        PrepareOptions(passages, query_max_length=length, passage_max_length=length, cache_dir=task["work"]),
+        PrepareOptions(passages=passages, query_max_length=length, passage_max_length=length, data_cache=task["work"]),
     )
     reporter = Kept(task["work"])
     trained = train(task["base"], model, prepared, train_options, reporter, device=task["device"])

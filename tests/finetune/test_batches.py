@@ -16,8 +16,9 @@ from raycurate.core.errors import ConfigError, InputError
 from raycurate.data.training.training import TrainingData, read_training_data
 from raycurate.models.tokenize import TokenBatch
 from raycurate.training.batches.batches import Batch, Feed, Place, collate, pad_tokens, prefetch
+from raycurate.training.batches.options import PassageOptions
 from raycurate.training.batches.order import OrderOptions, QuestionOrder, Share, split_batch
-from raycurate.training.batches.passages import PassageOptions, choose_passages
+from raycurate.training.batches.passages import choose_passages
 from raycurate.training.batches.prepared import Prepared
 from tests.encoders.tiny import save_roberta
 from tests.finetune.training_sets import prepared_for, random_data, write_set
@@ -163,16 +164,17 @@ def spelled(data: TrainingData, epoch: int, options: PassageOptions) -> list[lis
 def test_positives_by_epoch_and_negatives_in_file_order(tmp_path):
     data = hand_made(tmp_path)
     first = [["d0", "d1", "d5", "d1"], ["d2", "d9", "d9", "d9"], ["d3", "d2", "d5", "d2"], ["d1", "d0", "d3", "d5"]]
-    assert spelled(data, 0, PassageOptions(4)) == spelled(data, 5, PassageOptions(4)) == first
-    turning = PassageOptions(2, cycle_positives=True)
+    assert spelled(data, 0, PassageOptions(n_passages=4)) == spelled(data, 5, PassageOptions(n_passages=4)) == first
+    turning = PassageOptions(n_passages=2, cycle_positives=True)
     assert [row[0] for row in spelled(data, 0, turning)] == ["d0", "d2", "d3", "d1"]
     assert [row[0] for row in spelled(data, 1, turning)] == ["d0", "d2", "d3", "d2"]
     assert spelled(data, 2, turning) == spelled(data, 0, turning)
-    assert spelled(data, 1, turning.for_validation(None)) == spelled(data, 0, PassageOptions(2))
-    assert [len(row) for row in spelled(data, 0, turning.for_validation(5))] == [6] * 4
-    assert spelled(data, 0, turning.for_validation(0)) == [["d0"], ["d2"], ["d3"], ["d1"]]
+    assert spelled(data, 1, turning.for_validation()) == spelled(data, 0, PassageOptions(n_passages=2))
+    five, none = (turning.model_copy(update={"eval_negative_size": n}).for_validation() for n in (5, 0))
+    assert [len(row) for row in spelled(data, 0, five)] == [6] * 4
+    assert spelled(data, 0, none) == [["d0"], ["d2"], ["d3"], ["d1"]]
     with pytest.raises(ConfigError, match="eval_negative_size=-1"):
-        turning.for_validation(-1)
+        PassageOptions.parse({"eval_negative_size": -1}, where="test")
 
 
 def test_questions_without_negatives_are_named_unless_none_are_needed(roberta, tmp_path):
@@ -180,14 +182,14 @@ def test_questions_without_negatives_are_named_unless_none_are_needed(roberta, t
     rows = [{"question_id": f"q{i}", "question": "a", "pos_doc": ["x"], "neg_doc": ["y"][i:]} for i in range(9)]
     data = read_training_data(write_set(tmp_path, rows, documents))
     with pytest.raises(InputError) as caught:
-        choose_passages(data, PassageOptions(2))
+        choose_passages(data, PassageOptions(n_passages=2))
     message = str(caught.value)
     assert message.startswith("8 of 9 questions have no negative document, and n_passages is 2: 'q1' (")
     assert "'q5'" in message and "'q6'" not in message and "and 3 more" in message
     alone = batch_of(prepared_for(roberta, data, 1), [0, 1])
     assert alone.passages.input_ids.shape[0] == 2 and alone.columns.positive_Q.tolist() == [0, 1]
     with pytest.raises(ConfigError, match="n_passages=0"):
-        choose_passages(data, PassageOptions(0))
+        PassageOptions.parse({"n_passages": 0}, where="test")
 
 
 def test_scores_of_a_teacher(roberta, tmp_path):
@@ -207,7 +209,7 @@ def test_scores_of_a_teacher(roberta, tmp_path):
     scored.append({"question_id": "t", "question": "b", "pos_doc": ["x"], "neg_doc": ["y"]})
     data = read_training_data(write_set(tmp_path / "b", scored, documents))
     with pytest.raises(InputError, match="1 of 2 questions have documents without a score: 't'"):
-        choose_passages(data, PassageOptions(2, teacher_scores=True))
+        choose_passages(data, PassageOptions(n_passages=2, teacher_scores=True))
     assert batch_of(prepared_for(roberta, data, 2), [0, 1]).teacher_QN is None
 
 

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import nn
 
 from raycurate.core.errors import RaycurateError
-from raycurate.training.checkpoints.checkpoints import CheckpointStore, Keep
+from raycurate.training.checkpoints.checkpoints import CheckpointStore
 from raycurate.training.checkpoints.export import _names
+from raycurate.training.checkpoints.options import Keep
 from raycurate.training.checkpoints.writer import Beside
 from raycurate.training.checkpoints.writing import Maker, Saved, together
 from raycurate.training.collectives import world

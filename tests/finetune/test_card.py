@@ -16,8 +16,9 @@ from raycurate.models.checkpoint import read_config
 from raycurate.models.fetch import fetch_model, hub_name
 from raycurate.models.options import EncoderOptions
 from raycurate.training.checkpoints.card import Origin, named_data, write_card
-from raycurate.training.checkpoints.checkpoints import CARD, CONSOLIDATED, CheckpointStore, Keep
+from raycurate.training.checkpoints.checkpoints import CARD, CONSOLIDATED, CheckpointStore
 from raycurate.training.checkpoints.export import export_checkpoint
+from raycurate.training.checkpoints.options import Keep
 from raycurate.training.model.bi_encoder import ROLES, load_bi_encoder
 from raycurate.training.model.options import LoraOptions, ModelOptions
 from tests.encoders.tiny import TEXTS

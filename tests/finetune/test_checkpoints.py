@@ -10,7 +10,8 @@ from raycurate.core import storage
 from raycurate.core.errors import InputError
 from raycurate.stages.finetune.config import FinetuneConfig
 from raycurate.stages.finetune.worker import local_copy, resume_place
-from raycurate.training.checkpoints.checkpoints import BEST, LATEST, CheckpointStore, Keep, better_when, checkpoint_name
+from raycurate.training.checkpoints.checkpoints import BEST, LATEST, CheckpointStore, better_when, checkpoint_name
+from raycurate.training.checkpoints.options import Keep
 
 
 def _fill(store: CheckpointStore, epoch: int, step: int) -> None:
@@ -67,7 +68,7 @@ def test_order_is_by_step_and_not_by_letter(store: CheckpointStore) -> None:
 
 
 def test_last_and_best_are_kept(store: CheckpointStore) -> None:
-    keep = Keep(last=2, best=1, metric="val_mrr")
+    keep = Keep(keep_last=2, keep_best=1, metric="val_mrr")
     for step, mrr in ((1, 0.3), (2, 0.9), (3, 0.5), (4, 0.4), (5, 0.6)):
         _save(store, 0, step, val_mrr=mrr)
         store.prune(keep)
@@ -79,7 +80,7 @@ def test_last_and_best_are_kept(store: CheckpointStore) -> None:
 def test_best_is_one_that_is_kept(store: CheckpointStore) -> None:
     for step, mrr in ((1, 0.9), (2, 0.5), (3, 0.4)):
         _save(store, 0, step, val_mrr=mrr)
-    store.prune(Keep(last=2, best=0, metric="val_mrr"))
+    store.prune(Keep(keep_last=2, keep_best=0, metric="val_mrr"))
     assert _names(store) == ["epoch_0_step_2", "epoch_0_step_3"]
     assert _pointed(store, BEST) == "epoch_0_step_2\n"
 
@@ -110,7 +111,7 @@ def test_a_missing_value_is_an_error_and_named(store: CheckpointStore) -> None:
 def test_models_outlive_their_states(store: CheckpointStore) -> None:
     for step in (1, 2, 3):
         _save(store, 0, step)
-    store.drop_states(Keep(last=1))
+    store.drop_states(Keep(keep_last=1))
     assert [sorted(c.files) for c in store.all()] == [
         ["model/consolidated/model.safetensors"],
         ["model/consolidated/model.safetensors"],
@@ -126,7 +127,7 @@ def test_what_was_made_out_of_turn_is_gone_with_the_next(store: CheckpointStore,
     def tidy() -> None:
         store.drop_states(keep) if later else store.prune(keep)
 
-    keep = Keep(last=2, best=1, metric="val_mrr")
+    keep = Keep(keep_last=2, keep_best=1, metric="val_mrr")
     _save(store, 0, 1, val_mrr=0.9)
     _save(store, 0, 2, val_mrr=0.1)
     _fill(store, 0, 3)
@@ -152,7 +153,7 @@ def test_only_one_made_out_of_turn_is_none_to_choose(store: CheckpointStore) -> 
 def test_where_a_training_goes_on(store: CheckpointStore, tmp_path: Path) -> None:
     _save(store, 0, 1)
     _save(store, 0, 2)
-    store.drop_states(Keep(last=1))
+    store.drop_states(Keep(keep_last=1))
     own = CheckpointStore(str(tmp_path / "own" / "checkpoints"))
     values = {"train": "t.jsonl", "model": "m", "output": str(tmp_path / "own")}
     assert resume_place(FinetuneConfig(**values), own) is None
@@ -173,7 +174,7 @@ def test_on_an_object_store(s3: str, tmp_path: Path) -> None:
     assert store.latest() is None
     for step, mrr in ((1, 0.3), (2, 0.9), (3, 0.5)):
         _save(store, 0, step, val_mrr=mrr)
-        store.prune(Keep(last=1, best=1, metric="val_mrr"))
+        store.prune(Keep(keep_last=1, keep_best=1, metric="val_mrr"))
     _fill(store, 1, 4)
     assert _names(store) == ["epoch_0_step_2", "epoch_0_step_3"]
     assert (_pointed(store, BEST), _pointed(store, LATEST)) == ("epoch_0_step_2\n", "epoch_0_step_3\n")

@@ -20,8 +20,8 @@ from raycurate.models.contract import EmbeddingContract
 from raycurate.models.options import EncoderOptions
 from raycurate.stages.finetune.config import FinetuneConfig
 from raycurate.training.batches.batches import Place, collate
+from raycurate.training.batches.options import PassageOptions
 from raycurate.training.batches.order import Share
-from raycurate.training.batches.passages import PassageOptions
 from raycurate.training.batches.prepared import Prepared, PrepareOptions, prepare
 from raycurate.training.batches.teacher import TeacherOptions
 from raycurate.training.loss import losses
@@ -45,7 +45,11 @@ FOLLOW: dict[str, Any] = {"distillation": (Distillation(kind="embeddings", weigh
 
 def with_teacher(student: str, data: TrainingData, teacher: TeacherOptions, cache: Path) -> Prepared:
     options = PrepareOptions(
-        PassageOptions(3), query_max_length=16, passage_max_length=16, cache_dir=str(cache), teacher=teacher
+        passages=PassageOptions(n_passages=3),
+        query_max_length=16,
+        passage_max_length=16,
+        data_cache=str(cache),
+        teacher=teacher,
     )
     contract = EmbeddingContract.from_checkpoint(student)
     return prepare(data, EncoderOptions(model=student), contract, options, processes=1)
@@ -126,7 +130,7 @@ def test_another_machine_copies_what_one_embedded(taught: Path, dense_model: str
 
 
 def test_without_a_teacher_nothing_changes_its_place(taught: Path, dense_model: str, data: TrainingData):
-    alone = prepared_for(dense_model, data, cache_dir=str(taught / "cache"))
+    alone = prepared_for(dense_model, data, data_cache=str(taught / "cache"))
     assert alone.teacher_questions is None and alone.teacher_documents is None
     assert alone.folder != with_teacher(dense_model, data, hashing(taught), taught / "cache").folder
     options = TrainOptions(**COMMON | FOLLOW)

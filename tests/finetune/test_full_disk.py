@@ -12,7 +12,8 @@ import pytest
 
 from raycurate.core import storage
 from raycurate.core.errors import RaycurateError
-from raycurate.training.checkpoints.checkpoints import CheckpointStore, Keep
+from raycurate.training.checkpoints.checkpoints import CheckpointStore
+from raycurate.training.checkpoints.options import Keep
 from raycurate.training.checkpoints.writer import Beside
 from raycurate.training.checkpoints.writing import Maker, Saved, Write
 from raycurate.training.loop import train
@@ -80,7 +81,7 @@ def test_the_checkpoint_before_stays_and_the_new_one_is_none(
     bert: Case, small_disk: Path, room: float, beside: bool
 ) -> None:
     store = CheckpointStore(str(small_disk / "checkpoints"))
-    maker = Maker(store, "run", Keep(last=3))
+    maker = Maker(store, "run", Keep(keep_last=3))
 
     def go(resume_from: str | None, room: float | None) -> list[float]:
         reporter = Making(maker, room, Beside() if beside else None)

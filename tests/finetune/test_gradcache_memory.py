@@ -35,7 +35,7 @@ def test_a_batch_of_1024_takes_the_memory_of_a_batch_of_64(minilm: str, tmp_path
     ]
     data = read_training_data(write_set(tmp_path, rows, documents), require_negatives=False)
     prepared = prepared_for(
-        minilm, data, 1, query_max_length=TOKENS, passage_max_length=TOKENS, cache_dir=str(tmp_path / "cache")
+        minilm, data, 1, query_max_length=TOKENS, passage_max_length=TOKENS, data_cache=str(tmp_path / "cache")
     )
     assert np.median(prepared.queries.lengths) == np.median(prepared.documents.lengths) == TOKENS
     plain = measure(minilm, prepared.folder, global_batch_size=64)

@@ -20,6 +20,7 @@ from raycurate.data.training.training import read_training_data
 from raycurate.models.contract import EmbeddingContract
 from raycurate.models.options import EncoderOptions
 from raycurate.training.batches import prepared as prepared_module
+from raycurate.training.batches.prepared import PrepareOptions
 from raycurate.training.batches.tokens import (
     CHUNK,
     TextTokens,
@@ -153,7 +154,7 @@ def test_of_processes_that_begin_together_one_makes_the_tokens(roberta, tmp_path
 def test_a_cache_that_cannot_be_written_is_named(roberta, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RaycurateError, match=r"the cache cannot be written.*RAYCURATE_CACHE"):
-        prepared_for(roberta, random_data(tmp_path), cache_dir=str(tmp_path / "file"))
+        prepared_for(roberta, random_data(tmp_path), data_cache=str(tmp_path / "file"))
 
 
 def test_the_instructions_of_each_corpus_take_the_prompts_place(roberta, tmp_path):
@@ -182,9 +183,13 @@ def test_lengths_beyond_the_models_positions_are_refused(roberta, tmp_path):
     assert check_lengths(roberta, query_max_length=64, passage_max_length=10) == 64
     with pytest.raises(ConfigError, match=r"passage_max_length=512: the model has positions for 64 tokens.*1 to 64"):
         check_lengths(roberta, query_max_length=64, passage_max_length=512)
-    data = random_data(tmp_path)
     with pytest.raises(ConfigError, match=r"query_max_length=65 and passage_max_length=0"):
-        prepared_for(roberta, data, query_max_length=65, passage_max_length=0)
+        check_lengths(roberta, query_max_length=65, passage_max_length=0)
+    with pytest.raises(ConfigError, match="passage_max_length=0"):
+        PrepareOptions.parse({"passage_max_length": 0}, where="test")
+    data = random_data(tmp_path)
+    with pytest.raises(ConfigError, match=r"query_max_length=65 and passage_max_length=66"):
+        prepared_for(roberta, data, query_max_length=65, passage_max_length=66)
 
 
 def test_a_tokenizer_without_padding_token_is_refused_unless_one_is_named(tmp_path):

@@ -12,7 +12,7 @@ import pyarrow as pa
 from raycurate.data.training.training import TrainingData, read_training_data, write_corpus
 from raycurate.models.contract import EmbeddingContract
 from raycurate.models.options import EncoderOptions
-from raycurate.training.batches.passages import PassageOptions
+from raycurate.training.batches.options import PassageOptions
 from raycurate.training.batches.prepared import Prepared, PrepareOptions, prepare
 from tests.encoders.tiny import WORDS
 
@@ -47,9 +47,10 @@ def random_data(folder: Path, questions: int = 90, seed: int = 0, corpus_id: str
 
 def prepared_for(model: str, data: TrainingData, n_passages: int = 3, **options: Any) -> Prepared:
     passages = PassageOptions(
-        n_passages, **{k: options.pop(k) for k in ("cycle_positives", "teacher_scores") if k in options}
+        n_passages=n_passages, **{k: options.pop(k) for k in ("cycle_positives", "teacher_scores") if k in options}
     )
     chosen = {"query_max_length": 16, "passage_max_length": 16} | options
     prompts = chosen.pop("prompts", None)
     contract = EmbeddingContract.from_checkpoint(model, prompts=prompts)
-    return prepare(data, EncoderOptions(model=model), contract, PrepareOptions(passages, **chosen), processes=1)
+    how = PrepareOptions(passages=passages, **chosen)
+    return prepare(data, EncoderOptions(model=model), contract, how, processes=1)

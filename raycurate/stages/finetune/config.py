@@ -19,6 +19,8 @@ from raycurate.stages.finetune.config_groups import (
     ModelConfig,
     ScalingOptions,
 )
+from raycurate.training.batches.options import ListOptions, PassageOptions, TextOptions
+from raycurate.training.checkpoints.options import KeepOptions
 from raycurate.training.logs import LogOptions
 from raycurate.training.model.options import ArchitectureOptions, ModelOptions
 from raycurate.training.options import TrainOptions
@@ -48,7 +50,17 @@ _SAID_OF_THE_MODEL = (
 """What `encoder` may say too: it is trained as it is run. Lengths are not among it."""
 
 
-class FinetuneConfig(CheckpointOptions, ScalingOptions, TrainOptions, ArchitectureOptions, ModelConfig, DataConfig):
+class FinetuneConfig(
+    CheckpointOptions,
+    KeepOptions,
+    ScalingOptions,
+    TrainOptions,
+    ArchitectureOptions,
+    ModelConfig,
+    TextOptions,
+    ListOptions,
+    DataConfig,
+):
     """Training data and a model in; checkpoints in Hugging Face format out."""
 
     output: str = option(..., "Folder or URI the checkpoints are written to.", operational=True, place="output")
@@ -211,32 +223,26 @@ class FinetuneConfig(CheckpointOptions, ScalingOptions, TrainOptions, Architectu
             return None
         return read_training_data(
             sources,
-            require_negatives=self.passages_a_question(validation=validation) > 1,
+            require_negatives=self.passage_options(validation=validation).n_passages > 1,
             cache_dir=self.data_cache,
             seed=self.seed,
             on_bad_rows=self.on_bad_rows,
         )
 
-    def passages_a_question(self, *, validation: bool = False) -> int:
-        """Its positive among them."""
-        if not validation or self.eval_negative_size is None:
-            return self.n_passages
-        return 1 + self.eval_negative_size
+    def passage_options(self, *, validation: bool = False) -> PassageOptions:
+        """Which passages a question has, in training or in validation."""
+        scores = any(part.kind != "embeddings" for part in self.distillation)
+        said = {name: getattr(self, name) for name in ListOptions.model_fields}
+        passages = PassageOptions(**said, teacher_scores=scores)
+        return passages.for_validation() if validation else passages
 
     def prepare_options(self, *, validation: bool = False) -> PrepareOptions:
         """What is made of the training data, or of the validation data."""
-        from raycurate.training.batches.passages import PassageOptions
         from raycurate.training.batches.prepared import PrepareOptions
 
-        scores = any(part.kind != "embeddings" for part in self.distillation)
-        passages = PassageOptions(self.n_passages, self.cycle_positives, scores)
-        if validation:
-            passages = passages.for_validation(self.eval_negative_size)
-        names = ("query_max_length", "passage_max_length", "dataset_instructions", "pad_token")
         return PrepareOptions(
-            passages,
-            **{n: getattr(self, n) for n in names},
-            cache_dir=self.data_cache,
+            **{name: getattr(self, name) for name in TextOptions.model_fields},
+            passages=self.passage_options(validation=validation),
             teacher=None if validation else self.teacher_options(),
         )
 

@@ -17,7 +17,7 @@ Sources = str | list[str | dict[str, Any]]
 
 
 class DataConfig(StageConfig):
-    """What is trained on, and how much of it."""
+    """What is trained on."""
 
     train: Sources = option(
         ...,
@@ -30,27 +30,8 @@ class DataConfig(StageConfig):
         "What a row that cannot be used does: stop the training before it begins, or be left out, counted, and "
         "written to _rejects/ of the output.",
     )
-    n_passages: int = option(5, "Passages a question: its positive and n_passages - 1 negatives.", gt=0)
-    cycle_positives: bool = option(False, "Another positive of the question each epoch; else always the first.")
-    eval_negative_size: int | None = option(
-        None, "Negatives a question in validation; as many as in training by default.", ge=0
-    )
-    query_max_length: int = option(512, "Tokens kept of a question, its prefix and special tokens included.", gt=0)
-    passage_max_length: int = option(512, "Tokens kept of a passage, likewise.", gt=0)
     query_prefix: str | None = option(None, "Literal text before every question instead of the model's own prompt.")
     passage_prefix: str | None = option(None, "Literal text before every passage instead of the model's own prompt.")
-    dataset_instructions: bool = option(
-        False, "Put the instructions of each corpus's metadata before questions and passages, in place of prompts."
-    )
-    pad_token: str | None = option(
-        None, "What pads where the tokenizer has no padding token: a token, or `eos` for its end token."
-    )
-    data_cache: str | None = option(
-        None,
-        "Folder on every machine for tokens and corpora; $RAYCURATE_CACHE or the user's cache by default.",
-        operational=True,
-        place="cache",
-    )
 
 
 class ModelConfig(StageConfig):
@@ -147,8 +128,6 @@ class CheckpointOptions(StageConfig):
         "parameter, shared by the workers where they shard); by default, unless cpu_offload has that memory full.",
         operational=True,
     )
-    keep_last: int = option(1, "Latest checkpoints that are kept.", operational=True, gt=0)
-    keep_best: int = option(1, "Best checkpoints that are kept besides.", operational=True, ge=0)
     resume: str = option(
         "auto",
         "auto goes on with an unfinished training of this output, never begins anew, a path goes on from that "

@@ -27,7 +27,8 @@ from raycurate.ray_runtime.cluster import (
 )
 from raycurate.stages.finetune.config import FinetuneConfig
 from raycurate.training.checkpoints.card import Origin, named_data
-from raycurate.training.checkpoints.checkpoints import CHECKPOINTS, CONSOLIDATED, POINTER, CheckpointStore, Keep
+from raycurate.training.checkpoints.checkpoints import CHECKPOINTS, CONSOLIDATED, POINTER, CheckpointStore
+from raycurate.training.checkpoints.options import Keep
 
 if TYPE_CHECKING:
     from raycurate.stages.finetune.dev_eval import DevOptions
@@ -90,7 +91,7 @@ class Job:
 
     @property
     def keep(self) -> Keep:
-        return Keep(self.config.keep_last, self.config.keep_best, self.config.metric)
+        return Keep(keep_last=self.config.keep_last, keep_best=self.config.keep_best, metric=self.config.metric)
 
     @property
     def origin(self) -> Origin:

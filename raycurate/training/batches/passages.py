@@ -8,39 +8,17 @@ is tokenized and kept is what training reads and not the whole corpus.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raycurate.core.errors import ConfigError, InputError
+from raycurate.core.errors import InputError
 from raycurate.data.training.training import TrainingData
 from raycurate.training.batches.known_positives import offsets_of, spread
+from raycurate.training.batches.options import PassageOptions
 
 _NAMED = 5
-
-
-@dataclass(frozen=True)
-class PassageOptions:
-    """n_passages: passages a question, its positive among them. cycle_positives: another positive each epoch.
-    teacher_scores: read the scores of positives and negatives, for distillation."""
-
-    n_passages: int = 5
-    cycle_positives: bool = False
-    teacher_scores: bool = False
-
-    def for_validation(self, eval_negative_size: int | None) -> Self:
-        """The first positive and `eval_negative_size` negatives (None: as many as in training), in every epoch;
-        a teacher has no part in it.
-
-        Raises:
-            ConfigError: a negative number.
-        """
-        if eval_negative_size is not None and eval_negative_size < 0:
-            raise ConfigError(f"eval_negative_size={eval_negative_size} is negative", fix="Set it to 0 or more")
-        wanted = self.n_passages if eval_negative_size is None else 1 + eval_negative_size
-        return replace(self, n_passages=wanted, cycle_positives=False, teacher_scores=False)
 
 
 @dataclass(frozen=True)
@@ -123,14 +101,9 @@ def choose_passages(data: TrainingData, options: PassageOptions) -> Passages:
     """The passages of every question.
 
     Raises:
-        ConfigError: fewer than one passage a question.
         InputError: questions without a positive, without negatives when n_passages > 1, or without the teacher's
             scores when those are asked for; the first of them are named.
     """
-    if options.n_passages < 1:
-        raise ConfigError(
-            f"n_passages={options.n_passages} leaves no place for the positive", fix="Set it to 1 or more"
-        )
     positives = DocumentLists.of(data.table["pos"], data.table["pos_score"])
     negatives = DocumentLists.of(data.table["neg"], data.table["neg_score"])
     _refuse(data, positives.counts == 0, "no positive document", "Remove them or give them one")

@@ -13,7 +13,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ from raycurate.models.fetch import fetch_encoder
 from raycurate.models.options import EncoderOptions
 from raycurate.models.tokenize import TokenBatch
 from raycurate.training.batches.known_positives import KnownPositives, document_keys, question_keys, text_keys
-from raycurate.training.batches.passages import DocumentLists, PassageOptions, Passages, choose_passages
+from raycurate.training.batches.options import PassageOptions, TextOptions
+from raycurate.training.batches.passages import DocumentLists, Passages, choose_passages
 from raycurate.training.batches.teacher import Teacher, TeacherOptions
 from raycurate.training.batches.tokens import CHUNK, TextTokens, check_lengths, open_tokens, padding_id, write_tokens
 
@@ -43,23 +44,15 @@ PREPARED_VERSION = 2
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class PrepareOptions:
+class PrepareOptions(TextOptions):
     """What is made of the training data.
 
-    query_max_length, passage_max_length: tokens, special ones and prefix included; what is longer is cut at the end.
-    dataset_instructions: the instructions of each corpus's metadata and a space stand before its questions and
-    passages, in place of the contract's prompts (nothing where the metadata has none), as in NeMo AutoModel.
-    pad_token: see `tokens.padding_id`. cache_dir: see `core.cache.cache_folder`.
-    teacher: also its vectors of all questions and documents.
+    What is longer than allowed is cut at the end. Instructions and a space stand before a corpus's questions and
+    passages, nothing where its metadata has none, as in NeMo AutoModel. pad_token: see `tokens.padding_id`.
+    data_cache: see `core.cache.cache_folder`. teacher: also its vectors of all questions and documents.
     """
 
-    passages: PassageOptions = field(default_factory=PassageOptions)
-    query_max_length: int = 512
-    passage_max_length: int = 512
-    dataset_instructions: bool = False
-    pad_token: str | None = None
-    cache_dir: str | None = None
+    passages: PassageOptions = PassageOptions()
     teacher: TeacherOptions | None = None
 
 
@@ -171,11 +164,12 @@ def prepare(
         documents=TextTokens(model, contract, lengths[1]),
         processes=processes,
     )
-    meta = {"passages": asdict(options.passages), "pad_id": pad_id, "positions": positions}
+    chosen = options.passages.model_dump(exclude={"eval_negative_size"})
+    meta = {"passages": chosen, "pad_id": pad_id, "positions": positions}
     versions = package_versions("tokenizers", "transformers")
     how = [PREPARED_VERSION, versions, contract.tokenizer, maker.prefixes, lengths, meta]
     how += [] if teacher is None else [teacher.identity]
-    target = cache_folder(options.cache_dir) / "tokens" / fingerprint([*how, _data_fingerprint(data)])
+    target = cache_folder(options.data_cache) / "tokens" / fingerprint([*how, _data_fingerprint(data)])
     with once(target) as temporary:
         if temporary is not None:
             cut = maker.write_texts(temporary)

@@ -14,13 +14,13 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raycurate.core import storage
 from raycurate.core.errors import InputError
+from raycurate.training.checkpoints.options import Keep
 
 CHECKPOINTS = "checkpoints"
 """The folder of them in a training's output."""
@@ -60,15 +60,6 @@ class Checkpoint(BaseModel):
     @property
     def name(self) -> str:
         return checkpoint_name(self.epoch, self.step)
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Which checkpoints stay: the `last` ones (at least one) and the `best` by `metric`, without one the latest."""
-
-    last: int = 1
-    best: int = 1
-    metric: str | None = None
 
 
 def checkpoint_name(epoch: int, step: int) -> str:
@@ -149,7 +140,7 @@ class CheckpointStore:
         found = self.all()
         measured = [c for c in found if not c.interim]
         ranked = _ranked(measured, keep.metric)
-        wanted = {c.name for c in [*measured[-keep.last :], *ranked[: keep.best], *found[-1:]]}
+        wanted = {c.name for c in [*measured[-keep.keep_last :], *ranked[: keep.keep_best], *found[-1:]]}
         if ranked:
             self._point(BEST, next(c.name for c in ranked if c.name in wanted))
         deleted = [c.name for c in found if c.name not in wanted]
@@ -166,7 +157,7 @@ class CheckpointStore:
         for checkpoint in found[:-1]:
             if checkpoint.interim:
                 self.clear(checkpoint.name)
-        for checkpoint in [c for c in found if not c.interim][: -keep.last]:
+        for checkpoint in [c for c in found if not c.interim][: -keep.keep_last]:
             models = {path: size for path, size in checkpoint.files.items() if not path.startswith(f"{STATE}/")}
             if len(models) < len(checkpoint.files):
                 self._write(checkpoint.model_copy(update={"files": models}))

@@ -25,7 +25,8 @@ from raycurate.core import storage
 from raycurate.core.errors import RaycurateError
 from raycurate.training.checkpoints import state
 from raycurate.training.checkpoints.card import Origin, write_card
-from raycurate.training.checkpoints.checkpoints import CONSOLIDATED, STATE, CheckpointStore, Keep, checkpoint_name
+from raycurate.training.checkpoints.checkpoints import CONSOLIDATED, STATE, CheckpointStore, checkpoint_name
+from raycurate.training.checkpoints.options import Keep
 from raycurate.training.checkpoints.writer import Beside
 from raycurate.training.collectives import max_over_ranks, world
 from raycurate.training.model.bi_encoder import BiEncoder
