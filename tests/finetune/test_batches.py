@@ -17,10 +17,11 @@ from raycurate.data.training.training import TrainingData, read_training_data
 from raycurate.models.tokenize import TokenBatch
 from raycurate.training.batches.batches import Batch, Feed, Place, collate, pad_tokens, prefetch
 from raycurate.training.batches.options import PassageOptions
-from raycurate.training.batches.order import OrderOptions, QuestionOrder, Share, split_batch
+from raycurate.training.batches.order import QuestionOrder, Share, split_batch
 from raycurate.training.batches.passages import choose_passages
 from raycurate.training.batches.prepared import Prepared
 from tests.encoders.tiny import save_roberta
+from tests.finetune.test_order import ordering
 from tests.finetune.training_sets import prepared_for, random_data, write_set
 from tests.processes import PATIENCE_S
 
@@ -231,7 +232,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 def feed_of(prepared, ranks: int = 1, rank: int = 0, local: int | None = None, **options) -> Feed:
-    order = QuestionOrder(prepared.lengths, OrderOptions(**({"seed": 3, "global_batch": 8} | options)))
+    order = QuestionOrder(prepared.lengths, ordering(**({"seed": 3, "global_batch": 8} | options)))
     return Feed(prepared, order, split_batch(8, ranks=ranks, local_batch=local), rank)
 
 

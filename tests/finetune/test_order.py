@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +13,18 @@ from raycurate.core.errors import ConfigError
 from raycurate.training.batches.order import BatchSplit, OrderOptions, QuestionOrder, shuffled, split_batch
 
 
+def ordering(seed: int, global_batch: int, **options: Any) -> OrderOptions:
+    """As in a training, but for `options`."""
+    return OrderOptions(seed, global_batch, **{"window": 50, "drop_last": True, "shuffle": True} | options)
+
+
 def random_order(seed: int, **options) -> QuestionOrder:
     draw = random.Random(seed)
     count = draw.randint(30, 400)
     lengths = np.array([draw.randint(1, 60) for _ in range(count)])
     chosen = {"seed": seed, "global_batch": draw.choice([4, 6, 12, 24]), "window": draw.choice([0, 1, 3, 50])} | options
     groups = np.array([draw.choice([3, 5, 9]) for _ in range(count)]) if seed % 2 else None
-    return QuestionOrder(lengths, OrderOptions(**chosen), groups=groups)
+    return QuestionOrder(lengths, ordering(**chosen), groups=groups)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -85,7 +91,7 @@ def test_resuming_at_every_step_goes_on_as_if_nothing_had_happened(seed):
 
 def test_epochs_and_seeds_differ_and_are_reproducible():
     def first(seed: int, epoch: int) -> list[int]:
-        return QuestionOrder(np.ones(40), OrderOptions(seed, 8)).epoch(epoch)[0].tolist()
+        return QuestionOrder(np.ones(40), ordering(seed, 8)).epoch(epoch)[0].tolist()
 
     assert first(1, 0) == first(1, 0)
     assert len({tuple(first(s, e)) for s in (1, 2) for e in (0, 1)}) == 4
@@ -105,12 +111,12 @@ def test_like_lengths_share_a_batch_but_only_within_a_window():
     lengths = np.random.default_rng(0).integers(1, 500, 3200)
     padded = {}
     for window in (0, 1, 10, 100):
-        batches = QuestionOrder(lengths, OrderOptions(3, 32, window=window)).epoch(0)
+        batches = QuestionOrder(lengths, ordering(3, 32, window=window)).epoch(0)
         padded[window] = sum(len(b) * lengths[b].max() for b in batches) / lengths.sum()
     assert padded[0] == padded[1] > 1.8  # sorting within one batch changes nothing about its longest
     assert padded[10] < 1.15 and padded[100] < 1.02
-    plain = QuestionOrder(lengths, OrderOptions(3, 32, window=0)).epoch(0)
-    windowed = QuestionOrder(lengths, OrderOptions(3, 32, window=10)).epoch(0)
+    plain = QuestionOrder(lengths, ordering(3, 32, window=0)).epoch(0)
+    windowed = QuestionOrder(lengths, ordering(3, 32, window=10)).epoch(0)
     for first in range(0, 100, 10):  # the same 320 questions, sorted otherwise
         here = np.concatenate(windowed[first : first + 10])
         assert set(here) == set(np.concatenate(plain[first : first + 10]))
@@ -121,21 +127,21 @@ def test_like_lengths_share_a_batch_but_only_within_a_window():
 
 def test_the_longest_are_not_the_ones_dropped():
     lengths = np.arange(1000)
-    left_out = set(range(1000)) - set(np.concatenate(QuestionOrder(lengths, OrderOptions(0, 96)).epoch(0)).tolist())
+    left_out = set(range(1000)) - set(np.concatenate(QuestionOrder(lengths, ordering(0, 96)).epoch(0)).tolist())
     assert len(left_out) == 40 and np.mean(list(left_out)) < 700
 
 
 def test_batches_of_one_corpus():
     groups = np.array([0] * 50 + [1] * 30 + [2] * 20)
-    order = QuestionOrder(np.ones(100), OrderOptions(1, 8), groups=groups)
+    order = QuestionOrder(np.ones(100), ordering(1, 8), groups=groups)
     kinds = [set(groups[b].tolist()) for b in order.epoch(0)]
     assert all(len(k) == 1 for k in kinds) and len(kinds) == 6 + 3 + 2 == len(order)
     assert kinds != sorted(kinds, key=min)  # mixed over the epoch
     with pytest.raises(
         ConfigError, match=r"corpus number 2 of the training data has 20 questions, less than one batch"
     ):
-        QuestionOrder(np.ones(100), OrderOptions(1, 24), groups=groups)
-    assert len(QuestionOrder(np.ones(100), OrderOptions(1, 24, drop_last=False), groups=groups)) == 3 + 2 + 1
+        QuestionOrder(np.ones(100), ordering(1, 24), groups=groups)
+    assert len(QuestionOrder(np.ones(100), ordering(1, 24, drop_last=False), groups=groups)) == 3 + 2 + 1
 
 
 def test_validation_has_every_question_in_the_same_order_always():
@@ -171,6 +177,6 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do():
     with pytest.raises(ConfigError, match="ranks=0"):
         split_batch(8, ranks=0)
     with pytest.raises(ConfigError, match=r"there are 5 questions, less than one batch of 8"):
-        QuestionOrder(np.ones(5), OrderOptions(1, 8))
+        QuestionOrder(np.ones(5), ordering(1, 8))
     with pytest.raises(ConfigError, match="no questions"):
-        QuestionOrder(np.ones(0), OrderOptions(1, 8))
+        QuestionOrder(np.ones(0), ordering(1, 8))

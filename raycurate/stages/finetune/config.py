@@ -1,7 +1,8 @@
-"""The options of the finetune stage, put together, and handed on to the parts that use them.
+"""The options of the finetune stage: the groups of the loop, the model and the data, each declared beside the code
+that uses it (training/**/options.py), and the stage's own (config_groups.py), put together.
 
-The model, the data and the loop have plain option sets of their own. Those import torch, so the conversions do it and
-not this module.
+The loop takes them as they are. What the model and the data need beside them, which follows from several options or
+from the checkpoint's files, is added here.
 """
 
 from __future__ import annotations

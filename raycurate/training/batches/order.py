@@ -113,9 +113,9 @@ class OrderOptions:
 
     seed: int
     global_batch: int
-    window: int = 50
-    drop_last: bool = True
-    shuffle: bool = True
+    window: int
+    drop_last: bool
+    shuffle: bool
 
     @classmethod
     def for_validation(cls, global_batch: int) -> OrderOptions:
