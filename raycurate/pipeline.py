@@ -124,14 +124,19 @@ def stage_named(name: str) -> Stage[Any, Any]:
 
 
 def selected(recipe: Recipe, first: str | None = None, last: str | None = None) -> list[Stage[Any, Any]]:
-    """The stages that `raycurate run` goes through, in order, `first` and `last` included."""
+    """The stages that `raycurate run` goes through, in order, `first` and `last` included.
+
+    A stage that is not optional runs without a section too, where there are documents.
+    """
     names = list(STAGES)
     begin = names.index(stage_named(first).name) if first else 0
     end = names.index(stage_named(last).name) if last else len(names) - 1
     if begin > end:
         raise ConfigError(f"--from {first} comes after --to {last}; the order is {', '.join(names)}")
     chosen = [STAGES[name] for name in names[begin : end + 1]]
-    return [s for s in chosen if recipe.has(s.name) or not (s.optional or s.name in recipe.values)]
+    documents = "corpus" in recipe.values or not any(recipe.has(name) for name in STAGES)
+    implied = {s.name for s in chosen if not s.optional and s.name not in recipe.values} if documents else set()
+    return [s for s in chosen if recipe.has(s.name) or s.name in implied]
 
 
 def run(

@@ -42,7 +42,10 @@ class WordCount(Stage[WordCountConfig, Listed]):
         counts = Counter[str]()
         files = storage.list_files(config.input)
         for file in files:
-            counts.update(storage.read_text(file.path).split())
+            try:
+                counts.update(storage.read_text(file.path).split())
+            except UnicodeDecodeError:
+                raise InputError("it is not UTF-8 text", where=file.path, fix="Give a folder of texts alone") from None
         kept = {word: count for word, count in sorted(counts.items()) if count >= config.least}
         path = storage.join(run.output, "words.json")
         storage.write_text(path, json.dumps(kept, ensure_ascii=False) + "\n")

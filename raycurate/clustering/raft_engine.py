@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed import TCPStore
 
 from raycurate.clustering.collective import Alone, Collective
 from raycurate.clustering.lloyd import Iteration
@@ -33,8 +34,8 @@ from raycurate.clustering.torch_engine import (
     Progress,
     best_trial,
     count_rows,
-    free_address,
     given_centroids,
+    listen,
     meet,
     note,
     part,
@@ -78,14 +79,16 @@ class RaftEngine:
     def __init__(self) -> None:
         self._rapids = Rapids.installed()
         self._group: Collective = Alone()
+        self._store: TCPStore | None = None
         self._nccl: Any = None
         self._handle: Any = None
 
     def rendezvous(self) -> Meeting:
-        return Meeting(free_address(), self._rapids.nccl.get_unique_id())
+        address, self._store = listen()
+        return Meeting(address, self._rapids.nccl.get_unique_id())
 
     def join(self, meeting: Meeting, rank: int, size: int, *, device: str, timeout_s: float) -> None:
-        self._group = meet(meeting.address, rank, size, backend="gloo", timeout_s=timeout_s)
+        self._group = meet(meeting.address, rank, size, backend="gloo", timeout_s=timeout_s, store=self._store)
         self._nccl = self._rapids.nccl()
         try:
             self._nccl.init(size, meeting.unique_id, rank)
@@ -112,7 +115,7 @@ class RaftEngine:
         except RuntimeError as error:  # the fit is done or lost, and this process is ended next
             log.warning("kmeans: NCCL was not left in order (%s)", error)
         part(self._group, failed=failed)
-        self._group = Alone()
+        self._group, self._store = Alone(), None
 
 
 def fit(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed import TCPStore
 
 from raycurate.clustering.collective import Alone, Collective, TorchGroup
 from raycurate.clustering.lloyd import Iteration, Labelled, lloyd
@@ -59,13 +59,15 @@ class TorchEngine:
 
     def __init__(self) -> None:
         self._group: Collective = Alone()
+        self._store: TCPStore | None = None
 
     def rendezvous(self) -> Meeting:
-        return Meeting(free_address())
+        address, self._store = listen()
+        return Meeting(address)
 
     def join(self, meeting: Meeting, rank: int, size: int, *, device: str, timeout_s: float) -> None:
         backend = "nccl" if device == "cuda" else "gloo"
-        self._group = meet(meeting.address, rank, size, backend=backend, timeout_s=timeout_s)
+        self._group = meet(meeting.address, rank, size, backend=backend, timeout_s=timeout_s, store=self._store)
         see_that_labels_are_right(torch.device(device))
 
     def fit(self, points: Points, options: FitOptions, state: str | None, progress: Progress) -> Fit:
@@ -73,7 +75,7 @@ class TorchEngine:
 
     def leave(self, *, failed: bool) -> None:
         part(self._group, failed=failed)
-        self._group = Alone()
+        self._group, self._store = Alone(), None
 
 
 class Timed:
@@ -96,18 +98,22 @@ class Timed:
             raise CollectiveError(str(error)) from error
 
 
-def free_address() -> str:
-    """`tcp://host:port` of this node with a port that is free now."""
+def listen() -> tuple[str, TCPStore]:
+    """`tcp://host:port` of this node, and rank 0's store, which listens there already: the port is nobody else's."""
     import ray
 
     host = ray.util.get_node_ip_address()
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return f"tcp://{host}:{probe.getsockname()[1]}"
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    return f"tcp://{host}:{store.port}", store
 
 
-def meet(address: str, rank: int, size: int, *, backend: str, timeout_s: float) -> Collective:
+def meet(
+    address: str, rank: int, size: int, *, backend: str, timeout_s: float, store: TCPStore | None = None
+) -> Collective:
     """Form torch's process group, and see that a sum over it is right; no group is formed for one alone.
+
+    Args:
+        store: rank 0's, which listens at `address`; None on the others.
 
     Raises:
         RaycurateError: the sum is wrong. CollectiveError: the members do not meet within `timeout_s`.
@@ -116,10 +122,13 @@ def meet(address: str, rank: int, size: int, *, backend: str, timeout_s: float) 
 
     if size == 1:
         return Alone()
+    timeout = timedelta(seconds=timeout_s)
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
     try:
-        dist.init_process_group(
-            backend, init_method=address, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
-        )
+        if store is None:
+            store = TCPStore(host, int(port), is_master=False, timeout=timeout)
+        store.set_timeout(timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except RuntimeError as error:
         raise CollectiveError(str(error)) from error
     group = Timed(TorchGroup())

@@ -12,6 +12,7 @@ out when they read a folder of Parquet files. Outputs that were written before h
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,7 +25,8 @@ from raycurate.core import storage
 from raycurate.core.checksums import Tasks, checksums
 from raycurate.core.config import fingerprint
 from raycurate.core.errors import InputError, OutputExistsError, RaycurateError
-from raycurate.core.lock import LOCK, is_locked, output_lock, require_held
+from raycurate.core.lock import LOCK, is_locked, output_lock, read_lock, require_held
+from raycurate.core.lock import describe as describe_lock
 from raycurate.core.observe import get_logger
 from raycurate.core.redaction import redact
 from raycurate.core.storage import FileEntry
@@ -38,6 +40,7 @@ OLD_MANIFEST, OLD_CONTRACT, OLD_REJECTS = "manifest.json", "contract.json", "rej
 OWN_FILES = frozenset({MANIFEST, CONTRACT, LOCK, OLD_MANIFEST, OLD_CONTRACT})
 OWN_FOLDERS = frozenset({REJECTS, OLD_REJECTS, RENAMED, STAGING})
 FORMAT_VERSION = 1
+_OF_AN_ATTEMPT = re.compile(r"(^|/)[a-z]+-[0-9a-f]{8}(-\d{5})?\.(parquet|jsonl)$")
 log = get_logger(__name__)
 
 
@@ -188,6 +191,8 @@ def require_whole(folder: str) -> Manifest:
         InputError: no manifest, or files missing from what it lists.
     """
     manifest = read_manifest(folder)
+    if manifest is None and not storage.exists(folder):
+        raise storage.not_there(folder)
     if manifest is None:
         raise InputError(
             f"this folder has no {MANIFEST}, so it is not a finished output",
@@ -282,14 +287,16 @@ def _refuse_foreign(folder: str) -> None:
 
 
 def state_of(folder: str, make_key: Callable[[], StageKey], describe: Callable[[Manifest], str]) -> str:
-    """One phrase for `raycurate info`: done (as `describe` says), changed (and what), interrupted, not run, or what
-    is in the way.
+    """One phrase for `raycurate info`: done (as `describe` says), running, changed (and what), interrupted, not run, or
+    what is in the way.
 
     Args:
         make_key: the key that a run would have now.
     """
     try:
         manifest = read_manifest(folder)
+        if is_locked(folder):
+            return f"running: {describe_lock(read_lock(folder) or {})}"
         if manifest is None:
             staged = storage.exists(storage.join(folder, STAGING))
             return "interrupted; a new run goes on" if staged else "not run"
@@ -314,7 +321,18 @@ def commit(folder: str, manifest: Manifest, *, tasks: Tasks | None = None) -> No
     _drop_old_names(folder)
     listed = {f.path for f in manifest.files}
     delete_listed(folder, [replaced for replaced in old.files if replaced.path not in listed] if old else [])
+    _drop_other_attempts(folder, listed)
     storage.delete(storage.join(folder, STAGING))
+
+
+def _drop_other_attempts(folder: str, listed: set[str]) -> None:
+    """Delete what attempts with other options have left: their files have the key's beginning in their names."""
+    root = storage.normalise(folder)
+    for entry in storage.list_files(folder):
+        path = entry.path[len(root) + 1 :]
+        if path not in listed and not path.startswith(f"{STAGING}/") and _OF_AN_ATTEMPT.search(path):
+            log.info("%s: %s is of an attempt with other options, and is deleted", folder, path)
+            storage.delete(entry.path)
 
 
 def _with_checksums(folder: str, files: list[OutputFile], tasks: Tasks | None) -> list[OutputFile]:

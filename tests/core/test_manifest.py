@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from raycurate.core.manifest import (
     commit,
     is_data,
     is_done,
+    one_writer,
     require_whole,
+    state_of,
     write_manifest,
 )
 
@@ -107,3 +110,23 @@ def test_a_manifest_json_that_is_somebody_elses_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["_manifest.json", "manifest.json", "_rejects/a.jsonl", "x/rejects/a.parquet"])
 def test_what_we_note_beside_the_data_is_no_data(name: str) -> None:
     assert not is_data(name) and is_data("centroid=1/a.parquet") and is_data("documents/manifest.parquet")
+
+
+def test_what_an_attempt_with_other_options_left_goes_at_the_commit(tmp_path: Path) -> None:
+    """Its data would be read with the output's own, and its rejects are none of this output."""
+    for name in ("_rejects/embeddings-0123abcd-00000.jsonl", "embeddings-0123abcd-00000.parquet", "notes.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "embeddings-ffffffff-00000.parquet").write_text("own")
+    file = OutputFile(path="embeddings-ffffffff-00000.parquet", size=3)
+    commit(str(tmp_path), Manifest(key=key(), files=[file]))
+    left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["_manifest.json", "embeddings-ffffffff-00000.parquet", "notes.jsonl"]
+
+
+def test_an_output_that_is_being_written_is_said_to_be(tmp_path: Path) -> None:
+    folder = str(tmp_path / "out")
+    with one_writer(folder, key()) as done:
+        assert done is None
+        said = state_of(folder, key, lambda _: "")
+        assert said.startswith("running: embed on ") and str(os.getpid()) in said

@@ -149,7 +149,8 @@ def test_sums_that_are_wrong_are_found_when_the_workers_meet(monkeypatch: pytest
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *a, **k: None)
     monkeypatch.setattr(torch_engine, "TorchGroup", Deaf)
     with pytest.raises(RaycurateError, match=r"the sum over 2 workers is 1\.0"):
-        meet("tcp://127.0.0.1:1", 0, 2, backend="gloo", timeout_s=1.0)
+        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        meet("tcp://127.0.0.1:1", 0, 2, backend="gloo", timeout_s=1.0, store=store)
 
 
 def test_no_more_workers_than_shares(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raycurate.core.errors import ConfigError
 from raycurate.core.manifest import Manifest
 from raycurate.encoders.embed_options import ALGORITHM_VERSION, EmbedConfig
 from raycurate.stage import CORPUS, MODEL, Made, Result, Run, Stage
@@ -96,6 +97,12 @@ class Embed(Stage[EmbedConfig, "EmbedInputs"]):
         named = places[0] if places else options.get("input", "")
         if isinstance(named, str | list):
             return super().__call__(*places, **options)
+        if len(places) > 1:
+            raise ConfigError(
+                "a data set is returned with its vectors, and written nowhere",
+                where="rc.embed",
+                fix="Leave the output out and write what comes back (.write_parquet), or name a folder of documents",
+            )
         from raycurate.encoders.transform import embed
 
         return embed(*places, **options)

@@ -212,10 +212,12 @@ def _layout(config: EmbedConfig, key: StageKey) -> Layout:
 def _nothing_embedded(config: EmbedConfig, finished: Finalised) -> None:
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(finished.rejects.items())) or "no rows at all"
     where = storage.join(config.output, REJECTS)
+    field = f"No row has a field '{config.text_field}': set text_field to the one that holds the text. "
+    fix = field if set(finished.rejects) == {"missing_text"} else ""
     raise InputError(
         f"no document could be embedded ({reasons})",
         where=str(config.input),
-        fix=f"The rejected rows are listed in {where}" if finished.rejects else "Give an input that holds documents",
+        fix=f"{fix}The rejected rows are in {where}" if finished.rejects else "Give an input that holds documents",
     )
 
 
