@@ -332,7 +332,8 @@ def _apply_override(
     if parts[0] not in (*SHARED_KEYS, *stages):
         sections = _with_option(parts[0], stages, types)
         hint = unknown_key(parts[0], [*SHARED_KEYS, *stages], sections)
-        fix = f"Write {sections[0] if sections else 'stage'}.{parts[0] if sections else 'option'}=value"
+        places = [f"{section}.{parts[0]}=value" for section in sections] or ["stage.option=value"]
+        fix = f"Write {' or '.join(places)}"
         raise ConfigError(hint, where=f"override {override}", fix=fix)
     try:
         value = read_typed(text, _declared(parts, types))

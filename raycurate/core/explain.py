@@ -7,6 +7,7 @@ one problem of one option. The path of an option is found by walking the values 
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,8 @@ def _clause(model: type[BaseModel], values: Any, key: str, problems: list[Any], 
     parts = key.split(".") if key else []
     kinds = {p["type"] for p in problems}
     if "extra_forbidden" in kinds:
+        if len(parts) == 1 and _is_of_the_encoder(key, model):
+            return f"unknown key '{key}'; how models are run stands in encoder: write encoder.{key}=VALUE"
         return unknown_key(key, _known_at(model, parts), elsewhere(key) if len(parts) == 1 else ())
     if kinds == {"missing"}:
         return f"{key} is missing; it has no default"
@@ -79,6 +82,13 @@ def _clause(model: type[BaseModel], values: Any, key: str, problems: list[Any], 
         message += f"; of one thing: {key}=[{redact(given, key)}]"
     shown = repr(redact(given, key))
     return f"{key}={shown if len(shown) <= _SHOWN_CHARS else shown[:_SHOWN_CHARS] + '...'}: {message}"
+
+
+def _is_of_the_encoder(key: str, model: type[BaseModel]) -> bool:
+    """Whether a stage has this option in its mapping `encoder`."""
+    if "encoder" not in model.model_fields or key in ("model", "role", "prefix"):
+        return False
+    return key in importlib.import_module("raycurate.models.options").EncoderOptions.model_fields
 
 
 def _given(values: Any, parts: list[str], otherwise: Any) -> Any:

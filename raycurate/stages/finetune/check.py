@@ -27,6 +27,8 @@ def check(config: FinetuneConfig) -> None:
     from raycurate.models.fetch import fetch_encoder
     from raycurate.stages.finetune.base_eval import refuse_untrained
     from raycurate.training.model.backbones import training_contract
+    from raycurate.training.model.parallelize import refuse_what_cannot_be
 
+    refuse_what_cannot_be(config)
     training_contract(fetch_encoder(config.encoder_options()), config.model_options())
     refuse_untrained(config)
