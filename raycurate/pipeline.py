@@ -74,17 +74,19 @@ def values_of(name: str, recipe: Recipe) -> dict[str, Any]:
     """The options that `recipe` gives a stage, unchecked: its section, shared keys, other stages' outputs."""
     stage, recipe = STAGES[name], replace(recipe, outputs=_outputs())
     values, root = recipe.section(stage.name), recipe.root()
+    said = set(values)
     for option, source in {"output": Output(stage.name), **stage.inputs}.items():
-        reference = None if option in values else source.reference(recipe)
+        left_open = option not in said and getattr(source, "beside", "") not in said
+        reference = source.reference(recipe) if left_open else None
         if reference is not None:
             values[option] = resolve(reference, root, recipe.source)
     if not stage.encodes:
         return values
     from raycurate.encoders.declared import laid_under, of_any_model, runs_the_model, said_in
 
-    said = said_in(root, recipe.source, [other for other, one in STAGES.items() if one.encodes])
+    said_of_models = said_in(root, recipe.source, [other for other, one in STAGES.items() if one.encodes])
     same = runs_the_model(root, recipe.source, stage.name)
-    return laid_under(values, said if same else of_any_model(said), stage.name)
+    return laid_under(values, said_of_models if same else of_any_model(said_of_models), stage.name)
 
 
 def config_of(name: str, recipe: Recipe) -> Any:

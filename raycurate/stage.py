@@ -54,11 +54,13 @@ class Output:
 
     part: a file or folder of it; all by default.
     if_run: only when the recipe has that stage.
+    beside: only when the recipe's section leaves that option open too, which is of the same output.
     """
 
     stage: str
     part: str = ""
     if_run: bool = False
+    beside: str = ""
 
     def reference(self, recipe: Recipe) -> str | None:
         """How the recipe would refer to it; None where there is no such thing."""

@@ -95,6 +95,6 @@ def test_a_recipe_without_documents_runs_what_it_names() -> None:
     """As `import-config` makes one of a training."""
     recipe = load_recipe(None, ["workdir=/w", "model=m", "finetune.train=t.jsonl"], stages=STAGES, types=options_of)
     assert [stage.name for stage in selected(recipe)] == ["finetune"]
-    assert config_of("finetune", recipe).val is None  # prep, whose data it would be, is not among its stages
+    assert config_of("finetune", recipe).val is None  # the data are not prep's
     recipe = load_recipe(None, ["corpus=docs", "model=m", "kmeans.n_clusters=2"], stages=STAGES, types=options_of)
     assert [stage.name for stage in selected(recipe)] == ["embed", "kmeans"]

@@ -61,7 +61,7 @@ def questions_at_once(
 
     Args:
         setting: memory of a worker, what it holds without the training included.
-        fullness: how much of its full length a text has at most, where that is known and texts are not padded.
+        fullness: how much of its full length a text has at most, padding included, where that is known.
     """
     if setting.cuda or setting.memory is None or options.local_batch_size or options.chunk_tokens:
         return None
@@ -87,7 +87,8 @@ def questions_at_once(
     else:
         chosen = max(1, min(share, most))
     log.info(
-        "local_batch_size: %s questions at once of a worker's %s, which would keep %.1f GiB, and has room for %.1f",
+        "local_batch_size: a worker takes %s of its %s questions at once; all would keep %.1f GiB, and its share of "
+        "half of the machine's memory has room for %.1f GiB",
         chosen, share, needed / GIB, room / GIB,
     )  # fmt: skip
     return chosen

@@ -9,10 +9,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from tests.processes import finish, start, wait_until
+from tests.processes import PATIENCE_S, finish, start, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -67,8 +68,10 @@ def test_a_killed_mining_goes_on_with_what_was_embedded(tmp_path: Path) -> None:
     cache = tmp_path / "killed-cache"
     process = start(*command)
     wait_until(lambda: len(files(cache)) >= 3, process, "some texts were embedded")
+    of_its_ray = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    psutil.wait_procs(of_its_ray, timeout=PATIENCE_S)  # encoders end with the block that they have begun
     kept = {key for path in files(cache) for key in pq.read_table(path, columns=["id"])["id"].to_pylist()}
     assert 0 < len(kept) < DOCUMENTS and not (tmp_path / "killed" / "_manifest.json").exists()
     before = encoded(tmp_path, "killed")

@@ -22,7 +22,7 @@ class Finetune(Stage[FinetuneConfig, Listed]):
     folder = "finetune"
     inputs = {
         "train": Output("prep", "train_mined.automodel_unrolled.json"),
-        "val": Output("prep", "val_mined.automodel.json", if_run=True),
+        "val": Output("prep", "val_mined.automodel.json", beside="train"),
         "model": MODEL,
         "cache": CACHE,
         "seed": SEED,

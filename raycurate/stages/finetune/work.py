@@ -150,9 +150,11 @@ def _cut_to_memory(
 
     memory = half_of_a_machine(plan.most, len(found.nodes), worker_memory(plan, found))
     fullness = 1.0
-    if lengths is not None and config.attention == "unpadded":
+    if lengths is not None and len(lengths):
         full = config.query_max_length + config.n_passages * config.passage_max_length
-        fullness = min(1.0, float(np.sort(lengths)[-_LONGEST:].mean()) / full)
+        # Padded texts are all as long as the longest; unpadded ones make up for each other.
+        longest = np.sort(lengths)[-_LONGEST:].mean() if config.attention == "unpadded" else lengths.max()
+        fullness = min(1.0, float(longest) / full)
     chosen = questions_at_once(
         fetch_model(config.encoder_options()),
         config.model_options(),
