@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+QUICK := tests/core tests/data tests/import_config tests/report tests/search tests/test_pipeline.py tests/prep/test_split.py
 
-.PHONY: install demo test test-slow test-vllm lint bench constraints constraints-vllm clean
+.PHONY: install demo quick test test-slow test-vllm lint bench constraints constraints-vllm clean
 
 install: $(STAMP)
 
@@ -17,6 +18,10 @@ $(STAMP): pyproject.toml constraints-cpu.txt
 
 demo: install
 	$(BIN)/raycurate run -c quickstart
+
+# Without Ray, and without training or running models: what to run while writing.
+quick: install
+	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm and not ray" $(QUICK)
 
 test: install
 	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm"

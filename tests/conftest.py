@@ -42,6 +42,13 @@ def shared_cases() -> Path:
     return SHARED_CASES
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that use the session's Ray are marked `ray`, as those are by hand that start one."""
+    for item in items:
+        if "local_ray" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+
+
 @pytest.fixture(scope="session")
 def local_ray():
     """One Ray for all tests that only need some Ray: four logical CPUs, no dashboard."""

@@ -21,6 +21,7 @@ def test_every_name_is_there_and_its_import_costs_nothing() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_finetune_trains_and_its_result_can_be_asked(local_ray: None, tmp_path: Path) -> None:
     options = small_recipe(tmp_path / "given") | {"num_epochs": 1, "num_workers": 1}
     given = {name: options.pop(name) for name in ("train", "model")}

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raycurate.clustering.engine import CollectiveError
 from raycurate.clustering.options import FitOptions
 from raycurate.clustering.shards import Piece, shares
-from raycurate.clustering.worker import CollectiveError, KMeansWorker
+from raycurate.clustering.worker import KMeansWorker
 from raycurate.core.errors import CapacityError, ConfigError, RaycurateError
 from raycurate.ray_runtime.capacity import NodeShape, matches
 

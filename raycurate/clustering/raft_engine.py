@@ -25,6 +25,7 @@ import torch
 from torch.distributed import TCPStore
 
 from raycurate.clustering.collective import Alone, Collective
+from raycurate.clustering.engine import CollectiveError, Meeting
 from raycurate.clustering.lloyd import Iteration
 from raycurate.clustering.options import Array, FitOptions
 from raycurate.clustering.points import Points
@@ -40,7 +41,6 @@ from raycurate.clustering.torch_engine import (
     note,
     part,
 )
-from raycurate.clustering.worker import CollectiveError, Meeting
 from raycurate.core.errors import InputError, RaycurateError, require
 
 log = logging.getLogger(__name__)

@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.distributed import TCPStore
 
 from raycurate.clustering.collective import Alone, Collective, TorchGroup
+from raycurate.clustering.engine import CollectiveError, Meeting
 from raycurate.clustering.lloyd import Iteration, Labelled, lloyd
 from raycurate.clustering.nearest import Centroids, first_dtype, nearest
 from raycurate.clustering.options import Array, FitOptions
 from raycurate.clustering.points import Points, uniform
 from raycurate.clustering.saved_centroids import Best, Saved, load, save
 from raycurate.clustering.seeding import random_rows, scalable_kmeans
-from raycurate.clustering.worker import CollectiveError, Meeting
 from raycurate.core.errors import InputError, RaycurateError
 from raycurate.models.devices import bfloat16_is_faster, dtype_name
 

@@ -1,63 +1,26 @@
-"""One member of the group: loads its share of the vectors and takes part in the fit of one of two engines.
-
-An engine is a way to compute together: `join` meets the others and sees that sums over them are right, `fit` is
-the whole fit, `leave` ends what `join` began. Ranks are given at `join`, when it is known who holds vectors.
-"""
+"""One member of the group: loads its share of the vectors and takes part in the fit of one of two engines."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raycurate.clustering.engine import Engine, Meeting
 from raycurate.clustering.options import FitOptions
 from raycurate.clustering.shards import Piece, read_piece
 from raycurate.core.observe import Progress
 
 if TYPE_CHECKING:
     from raycurate.clustering.lloyd import Iteration
-    from raycurate.clustering.points import Points
     from raycurate.clustering.torch_engine import Fit
 
 log = logging.getLogger(__name__)
 _FRACTION_STREAM = 1 << 20  # of the random streams, the one that draws the rows of fit_data_fraction
-
-
-class CollectiveError(RuntimeError):
-    """A collective did not come to its end: a member is gone, or something took longer than the timeout."""
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """Where members find rank 0: `tcp://host:port`, and NCCL's unique id where the engine needs one."""
-
-    address: str
-    unique_id: bytes = b""
-
-
-class Engine(Protocol):
-    """What both engines do; `join` and `fit` are called on all members at once."""
-
-    def rendezvous(self) -> Meeting:
-        """Called on rank 0 alone, before `join`."""
-        ...
-
-    def join(self, meeting: Meeting, rank: int, size: int, *, device: str, timeout_s: float) -> None:
-        """Raises RaycurateError when the self-test fails, CollectiveError when the members do not meet."""
-        ...
-
-    def fit(self, points: Points, options: FitOptions, state: str | None, progress: Callable[[Iteration], None]) -> Fit:
-        """The same result on every rank, saved in `state` as it goes; raises InputError, or CollectiveError."""
-        ...
-
-    def leave(self, *, failed: bool) -> None:
-        """May be called at any time, also twice; `failed` when other members may be gone."""
-        ...
 
 
 def engine_named(name: str) -> Engine:

@@ -408,7 +408,9 @@ def _look_up(name: str, root: Mapping[str, Any], where: str, opened: tuple[str, 
     named: Any = root
     for part in name.split("."):
         if not isinstance(named, Mapping) or part not in named:
-            raise ConfigError(f"${{{name}}} names nothing in the recipe", where=where)
+            close = nearest(part, [str(key) for key in named]) if isinstance(named, Mapping) else None
+            fix = f"Did you mean ${{{name.replace(part, close)}}}?" if close else None
+            raise ConfigError(f"${{{name}}} names nothing in the recipe", where=where, fix=fix)
         named = named[part]
     return resolve(named, root, where, (*opened, name))
 

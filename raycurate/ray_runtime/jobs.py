@@ -216,6 +216,12 @@ def _client(address: str | None) -> JobSubmissionClient:
 
 
 def _explain_unreachable(error: BaseException, where: str) -> NoReturn:
+    if "multiple active Ray instances" in str(error):
+        raise RaycurateError(
+            "several Rays run on this machine",
+            where=where,
+            fix="Say which with --address http://HOST:PORT, the address of its dashboard",
+        ) from error
     raise RaycurateError(
         f"it cannot be reached ({error})",
         where=where,

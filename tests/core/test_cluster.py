@@ -17,6 +17,8 @@ from raycurate.ray_runtime.cluster import ActorGroupOptions, Capacity, NodeShape
 from tests.clusters import HeadNode, head_node
 from tests.processes import PATIENCE_S
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

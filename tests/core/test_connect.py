@@ -17,6 +17,8 @@ from raycurate.core.errors import RaycurateError
 from raycurate.encoders.base import MODULES_FROM, custom_engine
 from raycurate.ray_runtime import connect
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("queue", "random", "calendar", "token", "secrets", "csv", "raycurate_trap")
 TRAP = "import os, sys\nopen(os.environ['RC_TRAP'], 'a').write(f'{__name__} in {sys.argv[:1]} {os.getpid()}\\n')\n"

@@ -18,6 +18,8 @@ from raycurate.ray_runtime import jobs
 from tests.clusters import HeadNode, head_node
 from tests.processes import PATIENCE_S
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = "tests.core.stand_in_stage"
 SECRET = "hf_value_only_the_cluster_knows"

@@ -17,6 +17,8 @@ from raycurate.core.observe import Progress, StageMetrics, get_logger, setup_log
 from tests.clusters import head_node
 from tests.processes import PATIENCE_S
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Two workers of one stage: what they count is kept alive until the endpoint has been read.

@@ -52,6 +52,7 @@ def small(tmp_path: Path) -> str:
     return write_set(tmp_path / "set", documents, queries, dev=dev, test={"q2": {"d0": 1}})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_separate_encoders_as_sentence_transformers_ranks(dense_model: str, tmp_path: Path) -> None:
     """Prompts, Dense heads, normalisation: each role by its own folder, against a ranking worked out without Ray."""

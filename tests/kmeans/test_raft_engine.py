@@ -17,10 +17,11 @@ import torch
 
 from raycurate.clustering import raft_engine, torch_engine
 from raycurate.clustering.collective import Alone
+from raycurate.clustering.engine import CollectiveError
 from raycurate.clustering.options import FitOptions
 from raycurate.clustering.points import Points
 from raycurate.clustering.saved_centroids import load
-from raycurate.clustering.worker import CollectiveError, KMeansWorker
+from raycurate.clustering.worker import KMeansWorker
 from raycurate.core.errors import ConfigError, InputError, MissingDependencyError, RaycurateError
 from tests.kmeans.test_fit import blobs, on_ranks, points_of
 

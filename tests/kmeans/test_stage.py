@@ -115,7 +115,7 @@ def test_integer_ids_stay_integers_and_an_array_can_be_the_first_centroids(tmp_p
         rc.kmeans(str(tmp_path / "in"), str(tmp_path / "two"), init=data[:3], n_clusters=2)
 
 
-@pytest.mark.parametrize("seed", [0, 42])
+@pytest.mark.parametrize("seed", [42, pytest.param(0, marks=pytest.mark.slow)])
 def test_the_small_input_of_one_cluster(shared_cases: Path, tmp_path: Path, seed: int) -> None:
     result = rc.kmeans(str(shared_cases / "few-clusters/in"), str(tmp_path / "out"), n_clusters=1, random_state=seed)
     rows = matrix(read(tmp_path / "out"))

@@ -240,6 +240,7 @@ def cross_encoder(folder: Path, tokenizer: str, labels: int) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_teachers_scores_are_its_logits(tmp_path: Path, minilm: str) -> None:
     import torch

@@ -48,7 +48,9 @@ def read_parquet_segment(segment: Segment, plan: ReadPlan, done: DoneRows) -> It
                 yield from _read_group(file, group, first_row, _GroupReader(segment, plan, done, columns))
     except (OSError, pa.ArrowException) as error:
         if failed_at not in done:
-            yield unreadable(segment, failed_at, error)._replace(extra=dict(segment.values))
+            whole = not segment.start and segment.end is None
+            where = "the whole file" if whole else f"the row groups from byte {segment.start} on"
+            yield unreadable(segment, failed_at, error, where)._replace(extra=dict(segment.values))
 
 
 def _row_groups(metadata: pq.FileMetaData, segment: Segment) -> Iterator[tuple[int, int]]:

@@ -17,8 +17,8 @@ def check(config: FinetuneConfig) -> None:
     Raises:
         RaycurateError: what is wrong, all of it where it is the data.
     """
-    for validation in (False, True):
-        config.read_data(validation=validation)
+    data = config.read_data()
+    config.read_data(validation=True)
     for name in DEV_FILES if config.dev is not None else ():
         path = storage.join(str(config.dev), name)
         if not storage.exists(path):
@@ -32,3 +32,15 @@ def check(config: FinetuneConfig) -> None:
     refuse_what_cannot_be(config)
     training_contract(fetch_encoder(config.encoder_options()), config.model_options())
     refuse_untrained(config)
+    if data is not None and config.global_batch_size != "auto":
+        _refuse_less_than_a_batch(len(data), config)
+
+
+def _refuse_less_than_a_batch(questions: int, config: FinetuneConfig) -> None:
+    import numpy as np
+
+    from raycurate.training.batches.order import OrderOptions, QuestionOrder
+
+    batch, drop_last = int(config.global_batch_size), config.drop_last
+    options = OrderOptions(seed=0, global_batch=batch, window=0, drop_last=drop_last, shuffle=False)
+    QuestionOrder(np.zeros(questions, np.int64), options)  # for what it refuses
