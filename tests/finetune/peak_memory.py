@@ -51,7 +51,7 @@ def step(parallel: Parallel, optimizer: torch.optim.Optimizer, data: Prepared, o
 def main(told: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     data = Prepared(told["prepared"])
-    common: dict[str, Any] = {"loss": "in_batch", "temperature": 0.05}
+    common: dict[str, Any] = {"loss": "in_batch", "temperature": 0.05, "precision": "float32"}
     options = TrainOptions(**common | told["options"])
     encoder = load_bi_encoder(told["model"], ModelOptions(normalize=True))
     parallel = parallelize(encoder, options, torch.device("cpu"))
